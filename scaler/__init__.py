@@ -1,0 +1,1 @@
+"""Pilotlight: a KEDA external scaler for GPU inference."""

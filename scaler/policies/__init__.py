@@ -1,0 +1,1 @@
+"""One file is one policy; the file name is the value of `policy` in the metadata."""

@@ -1,0 +1,1 @@
+"""KEDA, the HPA and a cluster, pretended: pure, seeded, without a clock."""
