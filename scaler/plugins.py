@@ -1,0 +1,48 @@
+"""Finds sources and policies: a folder is its own registry, and entry points let others add theirs.
+
+`scaler/sources/redis.py` with a module-level `SOURCE` adds `source: redis`; an installed distribution adds
+one with an entry point in the group `pilotlight.sources` (or `pilotlight.policies`, attribute `POLICY`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any
+
+import scaler.policies
+import scaler.sources
+from scaler.core.decide import Policy
+from scaler.source import AnySource
+
+
+@cache
+def sources() -> dict[str, AnySource]:
+    """Every source by its name, the built-in ones first."""
+    found: dict[str, AnySource] = dict(_modules(scaler.sources, "SOURCE"))
+    for entry in entry_points(group="pilotlight.sources"):
+        found.setdefault(entry.name, entry.load())
+    return found
+
+
+@cache
+def policies() -> dict[str, Policy[Any]]:
+    """Every policy by its name, the built-in ones first."""
+    found: dict[str, Policy[Any]] = dict(_modules(scaler.policies, "POLICY"))
+    for entry in entry_points(group="pilotlight.policies"):
+        found.setdefault(entry.name, entry.load())
+    return found
+
+
+def _modules(package: ModuleType, attribute: str) -> Iterator[tuple[str, Any]]:
+    """(module name, its attribute) for each module or package of the folder that has the attribute."""
+    for info in pkgutil.iter_modules(package.__path__):
+        if info.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        if hasattr(module, attribute):
+            yield info.name, getattr(module, attribute)
