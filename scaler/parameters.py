@@ -99,7 +99,8 @@ class Secret:
             return Path(self.path).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as err:
             raise SourceDenied(
-                f"{self.what}: its file {quoted(self.path)} can't be read ({type(err).__name__}); mount it or mend the path"
+                f"{self.what}: its file {quoted(self.path)} can't be read ({type(err).__name__}); "
+                "mount it or mend the path"
             ) from err
 
     def __str__(self) -> str:
