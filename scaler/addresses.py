@@ -49,12 +49,14 @@ class AddressGuard:
         except (OSError, UnicodeError) as err:
             raise SourceUnavailable(f"host {quoted(host)} can't be resolved; mend the name or the DNS") from err
         addresses = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
-        if not self.private_allowed:
-            for address in addresses:
-                self._judge(host, address)
+        for address in addresses:
+            self.judge(address, host=host)
         return addresses
 
-    def _judge(self, host: str, address: str) -> None:
+    def judge(self, address: str, *, host: str | None = None) -> None:
+        """Raise SourceDenied where the IP `address` (of `host`) may not be reached."""
+        if self.private_allowed:
+            return
         ip = ipaddress.ip_address(address.partition("%")[0])
         mapped = getattr(ip, "ipv4_mapped", None)
         ip = mapped or ip
@@ -71,7 +73,8 @@ class AddressGuard:
             why = "no address of a server"
         if why is not None:
             raise SourceDenied(
-                f"host {quoted(host)} leads to {why}, which endpoints in metadata may not reach; use a connection, or "
+                f"host {quoted(host or address)} leads to {why}, which endpoints in metadata may not reach; "
+                "use a connection, or "
                 "set privateAddresses for the namespace"
             )
 

@@ -47,6 +47,10 @@ class Client(Protocol):
         """
 
 
+def _any_address(address: str) -> None:
+    """Let every address pass."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceContext:
     """What the process gives a client it opens.
@@ -55,6 +59,7 @@ class SourceContext:
     read, `connect_timeout_seconds` one connection attempt. `check_address` resolves `host` and raises
     SourceDenied where it leads to an address that tenants may not reach (link-local, loopback, the API
     server), else returns the resolved IP addresses; connections of the operator's own are not checked.
+    `judge_address` does the same for one IP address, for connectors that can ask just before they connect.
     `allow` is what the connection lets through: kind of resource to glob patterns; a kind that is absent is
     not restricted.
     """
@@ -64,6 +69,7 @@ class SourceContext:
     connect_timeout_seconds: float = 5.0
     max_response_bytes: int = 16 * 1024 * 1024
     check_address: Callable[[str, int], Awaitable[tuple[str, ...]]]
+    judge_address: Callable[[str], None] = _any_address
     allow: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
