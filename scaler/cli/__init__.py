@@ -19,11 +19,11 @@ def build_app() -> typer.Typer:
     """The command with every verb found in this folder."""
     app = typer.Typer(
         name="pilotlight",
-        help="A KEDA external scaler for GPU inference: a service-level objective instead of a threshold.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         add_completion=False,
     )
+    app.callback()(_top)  # keeps verbs as verbs even where there is only one
     for info in pkgutil.iter_modules(__path__):
         if info.name.startswith("_"):
             continue
@@ -35,10 +35,14 @@ def build_app() -> typer.Typer:
     return app
 
 
+def _top() -> None:
+    """A KEDA external scaler for GPU inference: a service-level objective instead of a threshold."""
+
+
 def main() -> None:
     """Run the command; what Pilotlight raises on purpose becomes one line and exit code 2."""
     try:
-        build_app()()
+        build_app()(prog_name="pilotlight")
     except PilotlightError as err:
         typer.echo(f"pilotlight: {err}", err=True)
         sys.exit(2)
