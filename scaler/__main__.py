@@ -1,5 +1,0 @@
-"""`python -m scaler`: the same as `pilotlight`."""
-
-from scaler.cli import main
-
-main()
