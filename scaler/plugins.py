@@ -31,10 +31,20 @@ def sources() -> dict[str, AnySource]:
 
 @cache
 def policies() -> dict[str, Policy[Any]]:
-    """Every policy by its name, the built-in ones first."""
+    """Every policy by its name, the built-in ones first; `steps+burst` is `steps` wrapped by `burst`.
+
+    A module with a module-level `WRAP` (a class that takes a policy and is one) adds `<name>+<module>` for
+    every policy that does not decide by a service-level objective, since that one handles bursts itself.
+    """
     found: dict[str, Policy[Any]] = dict(_modules(scaler.policies, "POLICY"))
     for entry in entry_points(group="pilotlight.policies"):
         found.setdefault(entry.name, entry.load())
+    wrappers: dict[str, Any] = dict(_modules(scaler.policies, "WRAP"))
+    for name, policy in list(found.items()):
+        if name == "slo":
+            continue
+        for wrapper_name, wrap in wrappers.items():
+            found[f"{name}+{wrapper_name}"] = wrap(policy)
     return found
 
 

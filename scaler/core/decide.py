@@ -11,7 +11,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
+from scaler.core import rails
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
+from scaler.core.replicas import fresh
 
 StateT = TypeVar("StateT")
 
@@ -33,12 +35,16 @@ class Proposal(Generic[StateT]):
 
     `metric_value / target_value` becomes replicas at the HPA. A policy that decides replicas itself answers
     `metric_value=desired, target_value=1`.
+
+    `review_at_seconds`: as long as samples and replicas stay as they are, the answer does not change before
+    then (infinite: never), so nobody needs to look; None: look at every sample.
     """
 
     state: StateT
     active: bool
     metric_value: float
     target_value: float
+    review_at_seconds: float | None = None
     steps: tuple[Step, ...] = ()
 
 
@@ -83,18 +89,35 @@ def decide(
     Without a fresh `sample` the last decision is held: its numbers stand, `expired` is set once it is older
     than `goals.hold_seconds`. With neither a sample nor a last decision there is no answer: None.
     """
+    view = fresh(view, now_seconds)
     if sample is None:
         return _held(memory, goals, now_seconds), memory
-    situation = Situation(now_seconds=now_seconds, goals=goals, sample=sample, view=view, last=memory.last)
-    proposal = policy.propose(situation, memory.state)
-    active, confirmed, steps = _confirm(proposal, memory, goals, sample)
-    metric_value, steps = _within_bounds(proposal, goals, steps, active=active, decides=policy.decides_replicas)
+    last = memory.last
+    proposal = policy.propose(
+        Situation(now_seconds=now_seconds, goals=goals, sample=sample, view=view, last=last), memory.state
+    )
+    steps = proposal.steps
+    active, confirmed, step = rails.confirm(
+        active=proposal.active, confirmed=memory.confirmed, last=last, goals=goals, sample=sample
+    )
+    if step is not None:
+        steps = (*steps, step)
+    value = max(proposal.metric_value, 0.0)
+    if policy.decides_replicas:
+        if active:
+            value, step = rails.keep_busy(value, sample=sample, view=view, last=last, goals=goals)
+            steps = steps if step is None else (*steps, step)
+        value, step = rails.bound(value, active=active, goals=goals)
+        steps = steps if step is None else (*steps, step)
+        value, step = rails.reach(value, view=view, goals=goals)
+        steps = steps if step is None else (*steps, step)
     decision = Decision(
         at_seconds=now_seconds,
         active=active,
-        metric_value=metric_value,
+        metric_value=value,
         target_value=proposal.target_value,
-        desired_replicas=_replicas(metric_value, proposal.target_value, goals, active=active),
+        desired_replicas=_replicas(value, proposal.target_value, goals, active=active),
+        review_at_seconds=proposal.review_at_seconds,
         steps=steps,
     )
     return decision, Memory(state=proposal.state, last=decision, sample=sample, confirmed=confirmed)
@@ -113,46 +136,6 @@ def _held(memory: Memory[StateT], goals: Goals, now_seconds: float) -> Decision 
         numbers=(age_seconds, goals.hold_seconds),
     )
     return replace(last, held=True, expired=age_seconds > goals.hold_seconds, steps=(*last.steps, step))
-
-
-def _confirm(
-    proposal: Proposal[StateT], memory: Memory[StateT], goals: Goals, sample: Sample
-) -> tuple[bool, int, tuple[Step, ...]]:
-    """Approximate counts may show work that isn't there: waking from zero needs reads that agree."""
-    if not proposal.active:
-        return False, 0, proposal.steps
-    needed = goals.confirmations if sample.approximate else 1
-    seen = memory.confirmed + 1
-    was_active = memory.last is not None and memory.last.active
-    if was_active or seen >= needed:
-        return True, seen, proposal.steps
-    step = Step(
-        name="confirm", before=1, after=0, reason="read {} of {} that must agree before waking", numbers=(seen, needed)
-    )
-    return False, seen, (*proposal.steps, step)
-
-
-def _within_bounds(
-    proposal: Proposal[StateT], goals: Goals, steps: tuple[Step, ...], *, active: bool, decides: bool
-) -> tuple[float, tuple[Step, ...]]:
-    value = max(proposal.metric_value, 0.0)
-    if not decides:
-        return value, steps
-    bounded = min(max(value, float(goals.min_replicas)), float(goals.max_replicas))
-    if not active:
-        bounded = min(bounded, float(goals.min_replicas))
-    elif bounded < 1:
-        bounded = 1.0
-    if bounded != value:
-        step = Step(
-            name="bounds",
-            before=value,
-            after=bounded,
-            reason="within minReplicas {} and maxReplicas {}",
-            numbers=(goals.min_replicas, goals.max_replicas),
-        )
-        return bounded, (*steps, step)
-    return bounded, steps
 
 
 def _replicas(metric_value: float, target_value: float, goals: Goals, *, active: bool) -> int:

@@ -136,6 +136,8 @@ class Decision:
     that number where the policy decides replicas, and for `target` what the HPA would make of it.
     `held`: no fresh sample, this is the last decision. `expired`: held for longer than `hold_seconds`, so
     GetMetrics answers UNAVAILABLE; `active` still stands.
+    `review_at_seconds`: while samples and replicas stay as they are, the answer can't change before then;
+    None: it may change with the next look.
     """
 
     at_seconds: float
@@ -145,4 +147,5 @@ class Decision:
     desired_replicas: int
     held: bool = False
     expired: bool = False
+    review_at_seconds: float | None = None
     steps: tuple[Step, ...] = ()

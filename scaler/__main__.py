@@ -1,0 +1,5 @@
+"""`python -m scaler`: the same as `pilotlight`."""
+
+from scaler.cli import main
+
+main()

@@ -1,0 +1,48 @@
+"""The `pilotlight` command. One file = one verb: `scaler/cli/serve.py` holds `serve`, a typer command function.
+
+A verb's module is imported to list it, so it imports what is heavy inside its function. A verb with verbs of
+its own exposes a `typer.Typer` under its name instead of a function.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import typer
+
+from scaler.errors import PilotlightError
+
+
+def build_app() -> typer.Typer:
+    """The command with every verb found in this folder."""
+    app = typer.Typer(
+        name="pilotlight",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    app.callback()(_top)  # keeps verbs as verbs even where there is only one
+    for info in pkgutil.iter_modules(__path__):
+        if info.name.startswith("_"):
+            continue
+        verb = getattr(importlib.import_module(f"{__name__}.{info.name}"), info.name)
+        if isinstance(verb, typer.Typer):
+            app.add_typer(verb, name=info.name)
+        else:
+            app.command(name=info.name)(verb)
+    return app
+
+
+def _top() -> None:
+    """A KEDA external scaler for GPU inference: a service-level objective instead of a threshold."""
+
+
+def main() -> None:
+    """Run the command; what Pilotlight raises on purpose becomes one line and exit code 2."""
+    try:
+        build_app()(prog_name="pilotlight")
+    except PilotlightError as err:
+        typer.echo(f"pilotlight: {err}", err=True)
+        sys.exit(2)

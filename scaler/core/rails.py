@@ -1,0 +1,73 @@
+"""What holds for every policy: confirmation before waking, work in flight, bounds, and what the HPA can reach.
+
+Each rail takes what is proposed and returns it, changed or not, with a step that says so. Rails know no
+policy; a policy can't forget them.
+"""
+
+from __future__ import annotations
+
+import math
+
+from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
+from scaler.core.replicas import current, reachable
+
+
+def confirm(
+    *, active: bool, confirmed: int, last: Decision | None, goals: Goals, sample: Sample
+) -> tuple[bool, int, Step | None]:
+    """(active, reads that agree so far, step): approximate counts may show work that isn't there."""
+    if not active:
+        return False, 0, None
+    needed = goals.confirmations if sample.approximate else 1
+    seen = min(confirmed + 1, needed)
+    if seen >= needed or (last is not None and last.active):
+        return True, needed, None
+    reason = "read {} of {} that must agree before waking"
+    return False, seen, Step(name="confirm", before=1, after=0, reason=reason, numbers=(seen, needed))
+
+
+def keep_busy(
+    desired: float, *, sample: Sample, view: ReplicaView | None, last: Decision | None, goals: Goals
+) -> tuple[float, Step | None]:
+    """Scale-in never goes below what requests in flight occupy: their replicas would be killed or drained."""
+    if not sample.in_flight:
+        return desired, None
+    there = current(view, last)
+    if there is None:
+        return desired, None
+    busy = min(math.ceil(sample.in_flight / goals.concurrency), there)
+    if desired >= busy:
+        return desired, None
+    reason = "{:.0f} requests in flight occupy {} replicas"
+    return float(busy), Step(
+        name="in flight", before=desired, after=busy, reason=reason, numbers=(sample.in_flight, busy)
+    )
+
+
+def bound(desired: float, *, active: bool, goals: Goals) -> tuple[float, Step | None]:
+    """Within minReplicas and maxReplicas; at least one replica exactly while active."""
+    bounded = min(max(desired, float(goals.min_replicas)), float(goals.max_replicas))
+    if not active:
+        bounded = min(bounded, float(goals.min_replicas))
+    elif bounded < 1.0:
+        bounded = 1.0
+    if bounded == desired:
+        return desired, None
+    reason = "within minReplicas {} and maxReplicas {}"
+    return bounded, Step(
+        name="bounds", before=desired, after=bounded, reason=reason, numbers=(goals.min_replicas, goals.max_replicas)
+    )
+
+
+def reach(desired: float, *, view: ReplicaView | None, goals: Goals) -> tuple[float, Step | None]:
+    """A count that the HPA can be moved to from the replicas that it sees."""
+    status_replicas = None if view is None else view.status_replicas
+    if status_replicas is None or desired < 1:
+        return desired, None
+    count = reachable(math.ceil(desired - 1e-9), status_replicas, goals.hpa_tolerance, goals.max_replicas)
+    if count == desired:
+        return desired, None
+    reason = "from {} replicas the HPA ignores steps within {:.0%}"
+    return float(count), Step(
+        name="reach", before=desired, after=count, reason=reason, numbers=(status_replicas, goals.hpa_tolerance)
+    )

@@ -1,0 +1,58 @@
+"""What a view of replicas tells: whom to believe, who is about to serve, and what the HPA can reach."""
+
+from __future__ import annotations
+
+import math
+
+from scaler.core.model import Decision, ReplicaView
+
+VIEW_STALE_SECONDS = 60.0  # replicas change on the scale of cold starts; an older view says nothing about now
+_EDGE = 1e-9  # the HPA compares floats; a ratio that is meant to be on its edge is on it
+
+
+def fresh(view: ReplicaView | None, now_seconds: float) -> ReplicaView | None:
+    """The view if it is recent enough to decide on, else None."""
+    if view is None or now_seconds - view.at_seconds > VIEW_STALE_SECONDS:
+        return None
+    return view
+
+
+def current(view: ReplicaView | None, last: Decision | None) -> int | None:
+    """The replicas that there are or should be: as seen, else as last asked for, else None."""
+    if view is not None:
+        return view.alive
+    return None if last is None else last.desired_replicas
+
+
+def remaining_seconds(age_seconds: float, median_seconds: float, p95_seconds: float) -> float:
+    """How much longer a replica of this age takes to serve, expected.
+
+    Before the median: the rest to it. After it, what is late tends to stay late: the rest to p95, and past
+    that a quarter of the median, again and again, since nobody knows.
+    """
+    if age_seconds < median_seconds * 0.9:
+        return median_seconds - age_seconds
+    if age_seconds < p95_seconds:
+        return max((p95_seconds - age_seconds) / 2.0, 0.1 * median_seconds)
+    return 0.25 * median_seconds
+
+
+def reachable(desired: int, status_replicas: int | None, tolerance: float, max_replicas: int) -> int:
+    """The count nearest to `desired`, not below it, that the HPA can be moved to.
+
+    The HPA leaves `status_replicas` alone while desired / status_replicas is within 1 plus or minus the
+    tolerance, bounds included (Kubernetes replica_calculator.go): with 10 %, from ten replicas up a step
+    of one does nothing. Upwards the next count outside is taken; downwards what is there stays, since any
+    count that could be reached would be too few. Unknown status replicas: `desired`, never more.
+
+    >>> reachable(11, 10, 0.1, 100), reachable(9, 10, 0.1, 100), reachable(8, 10, 0.1, 100)
+    (12, 10, 8)
+    """
+    if status_replicas is None or status_replicas in (0, desired):
+        return desired
+    ratio = desired / status_replicas
+    if ratio > 1.0 + tolerance + _EDGE or ratio < 1.0 - tolerance - _EDGE:
+        return desired
+    if desired < status_replicas:
+        return status_replicas
+    return min(math.floor(status_replicas * (1.0 + tolerance) + _EDGE) + 1, max(max_replicas, desired))

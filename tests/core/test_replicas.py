@@ -1,0 +1,53 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaler.core.model import ReplicaView
+from scaler.core.replicas import VIEW_STALE_SECONDS, fresh, reachable, remaining_seconds
+from scaler.simulator.rules import HpaSpec, Metric, Scale, metric_proposal
+
+
+@pytest.mark.parametrize(
+    ("desired", "status", "expected"),
+    [
+        pytest.param(9, 8, 9, id="below ten every step counts"),
+        pytest.param(11, 10, 12, id="ten to eleven is within the tolerance, so twelve"),
+        pytest.param(9, 10, 10, id="ten to nine is within the tolerance, so it stays"),
+        pytest.param(8, 10, 8, id="ten to eight is outside"),
+        pytest.param(22, 20, 23, id="the bound itself is within"),
+        pytest.param(23, 20, 23, id="just outside"),
+        pytest.param(11, None, 11, id="unknown status never overshoots"),
+        pytest.param(3, 0, 3, id="from zero anything is reached"),
+        pytest.param(100, 95, 100, id="never above the maximum"),
+    ],
+)
+def test_only_counts_that_the_hpa_can_reach_are_asked_for(desired: int, status: int | None, expected: int) -> None:
+    assert reachable(desired, status, 0.1, 100) == expected
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([0.0, 0.05, 0.1, 0.2]))
+def test_the_hpa_moves_to_what_is_reachable_and_it_is_the_least_that_suffices(
+    desired: int, status: int, tolerance: float
+) -> None:
+    count = reachable(desired, status, tolerance, 10_000)
+    spec = HpaSpec(max_replicas=10_000, tolerance=tolerance)
+
+    def moved(to: int) -> int | None:
+        return metric_proposal(spec, Metric(float(to), 1.0), Scale(status, status, status))
+
+    assert moved(count) == count >= desired
+    assert not [lower for lower in range(desired, count) if moved(lower) == lower]
+
+
+def test_an_old_view_is_no_view() -> None:
+    view = ReplicaView(at_seconds=0.0, ready=3)
+    assert fresh(view, VIEW_STALE_SECONDS) is view
+    assert fresh(view, VIEW_STALE_SECONDS + 0.1) is None
+
+
+@given(st.floats(0, 1000), st.floats(1, 300), st.floats(1, 3))
+def test_a_starting_replica_is_always_expected_some_time_and_never_longer_than_p95(
+    age: float, median: float, ratio: float
+) -> None:
+    remaining = remaining_seconds(age, median, median * ratio)
+    assert 0 < remaining <= median * ratio

@@ -1,0 +1,216 @@
+"""What holds for every policy of the folder, whatever it is fed (issue 3, item 9)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scaler.core.decide import Memory, decide
+from scaler.core.model import Decision, Goals, ReplicaView, Sample
+from scaler.plugins import policies
+from scaler.trigger import parse_steps
+
+POLICIES = policies()
+DECIDING = {name: policy for name, policy in POLICIES.items() if policy.decides_replicas}
+each_policy = pytest.mark.parametrize("name", sorted(POLICIES))
+each_deciding = pytest.mark.parametrize("name", sorted(DECIDING))
+
+COUNTS = st.one_of(st.integers(0, 60).map(float), st.floats(0, 1e7))
+MAYBE = st.one_of(st.none(), COUNTS)
+GOALS = st.builds(
+    lambda low, span, wait, attainment, c, target: Goals(
+        target_value=target,
+        wait_seconds=wait,
+        attainment=attainment,
+        gpu_cost_per_hour=2.6,
+        concurrency=c,
+        min_replicas=low,
+        max_replicas=max(low + span, 1),
+        steps=parse_steps("1:2,6:5,21:10"),
+    ),
+    st.integers(0, 3),
+    st.integers(0, 100),
+    st.floats(1, 600),
+    st.floats(0.5, 0.999),
+    st.integers(1, 64),
+    st.floats(0.001, 1e4),
+)
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> Sample:
+    metric = draw(COUNTS)
+    return Sample(
+        at_seconds=0.0,
+        metric_value=metric,
+        active=metric > 0,
+        waiting=draw(MAYBE),
+        in_flight=draw(MAYBE),
+        arrived_total=draw(MAYBE),
+        completed_total=draw(MAYBE),
+        oldest_age_seconds=draw(MAYBE),
+        utilization_sum=draw(MAYBE),
+        lumpy_completions=draw(st.booleans()),
+        approximate=draw(st.booleans()),
+    )
+
+
+@st.composite
+def views(draw: st.DrawFn) -> ReplicaView | None:
+    if draw(st.booleans()):
+        return None
+    ready, starting = draw(st.integers(0, 60)), draw(st.lists(st.floats(-300, 0), max_size=12))
+    return ReplicaView(
+        at_seconds=0.0,
+        ready=ready,
+        starting_at_seconds=tuple(sorted(starting)),
+        terminating=draw(st.integers(0, 5)),
+        status_replicas=draw(st.sampled_from([None, ready + len(starting)])),
+        cold_starts_seconds=tuple(draw(st.lists(st.floats(0, 600), max_size=3))),
+    )
+
+
+def played(
+    name: str,
+    goals: Goals,
+    feeds: list[tuple[float, Sample | None, ReplicaView | None]],
+    memory: Memory[Any] | None = None,
+) -> tuple[list[Decision | None], Memory[Any]]:
+    """The decisions after feeding (gap in seconds, sample, view) one after the other."""
+    policy = POLICIES[name]
+    memory = memory or Memory(state=policy.start())
+    now_seconds, answers = 1_000.0 if memory.last is None else memory.last.at_seconds, []
+    for gap_seconds, sample, view in feeds:
+        now_seconds += gap_seconds
+        decision, memory = decide(
+            policy,
+            goals,
+            memory,
+            sample=None if sample is None else replace(sample, at_seconds=now_seconds),
+            view=None
+            if view is None
+            else replace(
+                view,
+                at_seconds=now_seconds,
+                starting_at_seconds=tuple(now_seconds + at for at in view.starting_at_seconds),
+            ),
+            now_seconds=now_seconds,
+        )
+        answers.append(decision)
+    return answers, memory
+
+
+FEEDS = st.lists(st.tuples(st.floats(0.1, 90), st.one_of(st.none(), samples()), views()), max_size=12)
+
+
+@each_policy
+@given(goals=GOALS, feeds=FEEDS)
+@settings(max_examples=150, deadline=None)
+def test_answers_are_finite_within_bounds_and_active_exactly_when_desired(
+    name: str, goals: Goals, feeds: list[tuple[float, Sample | None, ReplicaView | None]]
+) -> None:
+    answers, _ = played(name, goals, feeds)
+    for answer in answers:
+        if answer is None:
+            continue
+        assert math.isfinite(answer.metric_value)
+        assert answer.metric_value >= 0
+        assert answer.target_value > 0
+        assert goals.min_replicas <= answer.desired_replicas <= goals.max_replicas
+        if answer.active:
+            assert answer.desired_replicas >= 1
+        else:
+            assert answer.desired_replicas == goals.min_replicas
+        for step in answer.steps:
+            assert step.text()
+
+
+@each_policy
+@given(goals=GOALS, feeds=FEEDS, view=views())
+@settings(max_examples=60, deadline=None)
+def test_no_sample_never_lowers_the_answer(
+    name: str, goals: Goals, feeds: list[tuple[float, Sample | None, ReplicaView | None]], view: ReplicaView | None
+) -> None:
+    answers, memory = played(name, goals, feeds)
+    before = next((answer for answer in reversed(answers) if answer is not None), None)
+    (held,), _ = played(name, goals, [(30.0, None, view)], memory)
+    if before is None:
+        assert held is None
+    else:
+        assert held is not None
+        assert (held.active, held.metric_value) == (before.active, before.metric_value)
+        assert held.held
+
+
+@each_policy
+@given(goals=GOALS, feeds=FEEDS, sample=samples(), view=views(), more=st.floats(0, 1e4))
+@settings(max_examples=150, deadline=None)
+def test_more_waiting_never_means_fewer_replicas_now(
+    name: str,
+    *,
+    goals: Goals,
+    feeds: list[tuple[float, Sample | None, ReplicaView | None]],
+    sample: Sample,
+    view: ReplicaView | None,
+    more: float,
+) -> None:
+    _, memory = played(name, goals, feeds)
+    fuller = replace(
+        sample,
+        metric_value=sample.metric_value + more,
+        active=sample.active or more > 0,
+        waiting=None if sample.waiting is None else sample.waiting + more,
+        utilization_sum=None if sample.utilization_sum is None else sample.utilization_sum + more,
+    )
+    (less,), _ = played(name, goals, [(5.0, sample, view)], memory)
+    (greater,), _ = played(name, goals, [(5.0, fuller, view)], memory)
+    assert less is not None
+    assert greater is not None
+    assert greater.desired_replicas >= less.desired_replicas
+
+
+@each_deciding
+@given(goals=GOALS, in_flight=st.integers(1, 200), waiting=COUNTS, ready=st.integers(1, 60))
+@settings(max_examples=100, deadline=None)
+def test_scale_in_never_goes_below_what_in_flight_work_needs(
+    name: str, goals: Goals, in_flight: int, waiting: float, ready: int
+) -> None:
+    sample = Sample(
+        at_seconds=0.0, metric_value=waiting + in_flight, active=True, waiting=waiting, in_flight=float(in_flight)
+    )
+    (answer,), _ = played(name, goals, [(5.0, sample, ReplicaView(at_seconds=0.0, ready=ready))])
+    assert answer is not None
+    if answer.active:
+        assert answer.desired_replicas >= min(math.ceil(in_flight / goals.concurrency), ready, goals.max_replicas)
+
+
+@each_policy
+@given(goals=GOALS, sample=samples(), gap=st.floats(1, 15))
+@settings(max_examples=50, deadline=None)
+def test_a_constant_reading_settles_without_reversal(name: str, goals: Goals, sample: Sample, gap: float) -> None:
+    still = replace(sample, arrived_total=None, completed_total=None)
+    answers, _ = played(name, goals, [(gap, still, None)] * int(1800 / gap))
+    counts = [answer.desired_replicas for answer in answers if answer is not None]
+    turns = [b - a for a, b in pairwise(counts) if b != a]
+    assert all(turn > 0 for turn in turns) or all(turn < 0 for turn in turns)
+    assert len(set(counts[-5:])) == 1
+
+
+@each_policy
+@given(goals=GOALS, sample=samples(), gaps=st.lists(st.floats(0.5, 15), min_size=20, max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_how_often_it_is_asked_changes_nothing_beyond_one_step(
+    name: str, goals: Goals, sample: Sample, gaps: list[float]
+) -> None:
+    still = replace(sample, arrived_total=None, completed_total=None, approximate=False)
+    regular, _ = played(name, goals, [(sum(gaps) / len(gaps), still, None)] * len(gaps))
+    random, _ = played(name, goals, [(gap, still, None) for gap in gaps])
+    assert regular[-1] is not None
+    assert random[-1] is not None
+    assert abs(regular[-1].desired_replicas - random[-1].desired_replicas) <= 1
