@@ -227,7 +227,7 @@ async def call(awaitable: Awaitable[Any], *, what: str, timeout_seconds: float) 
         raise SourceUnavailable(f"{what}: the endpoint can't be reached ({type(err).__name__})") from err
     except (aws.NoCredentialsError, aws.PartialCredentialsError) as err:
         raise SourceDenied(f"{what}: no AWS credentials") from err
-    except (aws.BotoCoreError, ValueError, KeyError, TypeError, AttributeError) as err:
+    except (aws.BotoCoreError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         # An endpoint that is no AWS API answers with bodies the parser chokes on in many ways.
         raise SourceUnavailable(
             f"{what}: the answer is not one of the AWS API ({type(err).__name__}); check the endpoint"
