@@ -30,7 +30,7 @@ ReadingT = TypeVar("ReadingT")
 class Deliver(Protocol):
     """Hands over the outcome of one query, as soon as it is known. Cheap: it only queues."""
 
-    def __call__(self, query: Hashable, outcome: object) -> None:
+    def __call__(self, query: Hashable, outcome: object, /) -> None:
         """`outcome` is the source's reading type, or a SourceError."""
 
 
