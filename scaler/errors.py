@@ -111,6 +111,12 @@ class SourceNoData(SourceUnavailable):
     """It answered, but with nothing that counts as a sample. Never the same as zero."""
 
 
+def bare(err: PilotlightError) -> PilotlightError:
+    """`err` without its traceback, cause and context: what is kept for later must not keep frames alive."""
+    err.__traceback__ = err.__cause__ = err.__context__ = None
+    return err
+
+
 def quoted(value: object, *, limit: int = 80) -> str:
     """`value` in double quotes, printable, at most `limit` characters: safe for logs and gRPC details."""
     text = str(value)

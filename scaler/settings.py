@@ -55,13 +55,16 @@ class ServerSettings(_Section):
     # Bearer token for the hints listener; without it and without client certificates only loopback may bind.
     hints_token_file: str | None = None
     clients: tuple[ClientRule, ...] = ()
-    # Connections are closed after this, so that clients rebalance over replicas; streams end cleanly before.
+    # Clients are asked to open a new connection after this, so that they rebalance over replicas. A stream ends by
+    # itself after 0.7 to 0.8 of it, and calls in flight have that time and the grace before the old one closes.
     max_connection_age_seconds: Seconds = 1800.0
     max_connection_age_grace_seconds: Seconds = 30.0
     # How long a drain waits for calls in flight: below Kubernetes' default terminationGracePeriod of 30 s.
     drain_seconds: Seconds = 20.0
     # KEDA 2.21's optional stream: nothing needs it while targets are constant, and an idle one costs 22 KiB.
     stream_metric_spec: bool = False
+    # A message to a stream that its client doesn't take within this ends the stream.
+    stream_write_seconds: Seconds = 10.0
     reflection: bool = True
 
 
@@ -70,17 +73,27 @@ class ReadingSettings(_Section):
 
     read_timeout_seconds: Seconds = 5.0
     connect_timeout_seconds: Seconds = 5.0
+    # The bound on one call of a client's `read`, whatever the client does inside; above its own timeouts.
+    read_deadline_seconds: Seconds = 15.0
     max_response_bytes: Count = 16 * 1024 * 1024
     # How long the first RPC of a workload may wait for its first reading; KEDA sets no deadline of its own.
     first_answer_seconds: Seconds = 2.0
     # A client that nobody needs any more is kept for this long.
     client_linger_seconds: Seconds = 30.0
+    # A workload that no call and no stream touched for this long (or for three of its polling intervals) is gone.
+    expiry_seconds: Seconds = 600.0
+    # A failing workload that was last active keeps sending `true` for holdSeconds and this much longer.
+    failing_active_seconds: Seconds = 600.0
+    # A replica report is believed for this long.
+    report_valid_seconds: Seconds = 30.0
 
 
 class LimitSettings(_Section):
     """Bounds on what callers can make us hold."""
 
     workloads: Count = 20_000
+    # Different triggers of one ScaledObject, digests that only an old push stream still holds included.
+    workloads_per_object: Count = 64
     streams: Count = 20_000
     clients: Count = 1_000
     metadata_bytes: Count = 64 * 1024

@@ -1,0 +1,849 @@
+"""One workload's life: read, decide, remember, announce, expire.
+
+A workload is (namespace, name, digest of the metadata). It has no task: outcomes of reads come in through
+`on_outcome`, calls through `metrics` and `is_active`, both answered from memory, and `tick` does what time
+does. All of it is synchronous and takes the time from a clock that is handed in; the only wait is `first`,
+for a workload that nothing is known of yet.
+
+When one ScaledObject shows up with a second digest for the same source, it is either a second trigger, which
+KEDA then calls together with the first, or the same trigger with a rotated `FromEnv` secret, whose old digest
+lives on in KEDA's push stream only. So a workload that is not called while its sibling is, is superseded: it
+reads nothing, announces nothing, exports nothing, and its streams carry what the sibling decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from random import Random
+from typing import Any, Final
+
+from scaler.core.decide import Memory, decide
+from scaler.core.model import Decision, Goals, ReplicaView
+from scaler.errors import (
+    LimitReached,
+    PilotlightError,
+    Problem,
+    SourceError,
+    SourceNoData,
+    SourceUnavailable,
+    TriggerInvalid,
+    bare,
+    quoted,
+)
+from scaler.readers import Query, Readers
+from scaler.settings import Settings
+from scaler.telemetry import Telemetry, WorkloadFacts
+from scaler.trigger import Trigger, parse_trigger
+
+# A sibling that is called this much later than a workload has taken its place. KEDA calls the triggers of one
+# ScaledObject in parallel, or within one HPA sync; its shortest polling interval is 1 s, the usual one 30 s.
+_SUPERSEDED_AFTER_SECONDS = 10.0
+# Calls closer together than this are one poll (GetMetricSpec, GetMetrics, IsActive, retries).
+_ONE_POLL_SECONDS = 1.0
+# A longer gap between calls is an outage of KEDA's rather than a polling interval.
+_LONGEST_INTERVAL_SECONDS = 7200.0
+# Metadata that was refused is remembered for this long, so that repeats cost nothing.
+_REFUSED_SECONDS = 30.0
+_REFUSED_KEPT = 4096
+# Workloads above the limit that are kept for their metric specs only.
+_OVERFLOW_KEPT = 1024
+# What outlives a workload: its last call and what its policy learned.
+_PAST_KEPT = 20_000
+_GOALS_KEPT = 4096
+_SWEEP_SECONDS = 5.0
+# Workloads looked at before others get their turn.
+_SWEEP_CHUNK = 500
+# Above it the milli-values of Kubernetes' quantities overflow int64.
+_LARGEST_VALUE = 9.0e15
+
+Digest = bytes
+
+
+class Stream:
+    """One open StreamIsActive or StreamMetricSpec: a mailbox with one slot in which the latest message wins."""
+
+    __slots__ = ("_future", "_message", "ends_at", "home", "specs")
+
+    END: Final = b"end"
+
+    def __init__(self, home: Workload, ends_at: float, *, specs: bool) -> None:
+        self.home = home
+        self.ends_at = ends_at
+        self.specs = specs
+        self._message: object | None = None
+        self._future: asyncio.Future[None] | None = None
+
+    def put(self, message: object) -> None:
+        """Leave `message` for the client, in place of one it has not got yet. Nothing follows END."""
+        if self._message is self.END:
+            return
+        self._message = message
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def take(self) -> object | None:
+        """The next message; None when the stream shall end."""
+        while self._message is None:
+            self._future = asyncio.get_running_loop().create_future()
+            try:
+                await self._future
+            finally:
+                self._future = None
+        message = self._message
+        if message is self.END:
+            return None
+        self._message = None
+        return message
+
+
+class ScaledObject:
+    """What belongs to a (namespace, name): its workloads, and the replicas of its target if anyone sees them."""
+
+    __slots__ = ("name", "namespace", "view", "view_until", "workloads")
+
+    def __init__(self, namespace: str, name: str) -> None:
+        self.namespace = namespace
+        self.name = name
+        self.view: ReplicaView | None = None
+        self.view_until = -math.inf
+        self.workloads: list[Workload] = []
+
+    def view_at(self, now: float) -> ReplicaView | None:
+        """The replicas as last reported, while that is believed."""
+        return self.view if now <= self.view_until else None
+
+
+class Workload:
+    """One trigger that KEDA asks about. See the module for how its parts change."""
+
+    __slots__ = (
+        "beat_at",
+        "called_at",
+        "cold_starts",
+        "digest",
+        "error",
+        "failing_since",
+        "good_until",
+        "interval_seconds",
+        "memory",
+        "metrics_body",
+        "query",
+        "scaled_object",
+        "spec_body",
+        "streams",
+        "superseded",
+        "touched_at",
+        "trigger",
+        "waiters",
+    )
+
+    def __init__(self, digest: Digest, trigger: Trigger, scaled_object: ScaledObject, now: float) -> None:
+        self.digest = digest
+        self.trigger = trigger
+        self.scaled_object = scaled_object
+        self.memory: Memory[Any] = Memory(state=trigger.policy.start())
+        self.query: Query | None = None
+        self.error: PilotlightError | None = None
+        self.failing_since = math.inf
+        # Until when `metrics_body` may be sent without a second look.
+        self.good_until = -math.inf
+        self.touched_at = now
+        self.called_at = -math.inf
+        self.interval_seconds = 0.0
+        self.beat_at = math.inf
+        self.cold_starts: tuple[float, ...] = ()
+        self.streams: list[Stream] | None = None
+        self.waiters: list[asyncio.Future[None]] | None = None
+        self.superseded = False
+        # Serialised answers, filled in and used by the service.
+        self.spec_body: bytes | None = None
+        self.metrics_body: bytes | None = None
+
+    @property
+    def sample_seconds(self) -> float:
+        """How often it is read."""
+        return self.trigger.sample_seconds
+
+    @property
+    def label(self) -> str:
+        """namespace/name for people."""
+        return f"{self.scaled_object.namespace}/{self.scaled_object.name}"
+
+    @property
+    def facts(self) -> WorkloadFacts:
+        """What logs and series tell of it."""
+        trigger = self.trigger
+        return WorkloadFacts(
+            namespace=trigger.namespace,
+            name=trigger.name,
+            metric_name=trigger.metric_name,
+            source=trigger.source_name,
+            policy=trigger.policy_name,
+            failing=self.error is not None,
+            last=self.memory.last,
+        )
+
+    @property
+    def target_value(self) -> float:
+        """The target that GetMetricSpec and StreamMetricSpec announce: of the last decision, else as configured."""
+        last = self.memory.last
+        if last is not None:
+            return last.target_value
+        return 1.0 if self.trigger.policy.decides_replicas else self.trigger.goals.target_value
+
+
+class Evaluator:
+    """Every workload, and the rules of their lives. Not thread-safe: one event loop owns it."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        telemetry: Telemetry,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Random | None = None,
+    ) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self._clock = clock
+        self._chance = chance or Random()  # noqa: S311 - spreads load, guards nothing
+        self._readers: Readers | None = None
+        self._workloads: dict[Digest, Workload] = {}
+        self._objects: dict[tuple[str, str], ScaledObject] = {}
+        self._overflow: OrderedDict[Digest, Workload] = OrderedDict()
+        self._refused: OrderedDict[Digest, tuple[float, PilotlightError]] = OrderedDict()
+        self._called: OrderedDict[Digest, float] = OrderedDict()
+        self._learned: OrderedDict[tuple[str, str, str, str], Any] = OrderedDict()
+        self._goals: dict[Goals, Goals] = {}
+        self._streams: dict[Stream, None] = {}
+        self._streaming: dict[Workload, None] = {}
+        self._draining = False
+        self._sweep_at = -math.inf
+        telemetry.facts = self.facts
+        telemetry.gauges.update(
+            scaler_workloads=("Workloads served.", self.__len__),
+            scaler_workloads_failing=("Workloads whose source can't be read.", self._count_failing),
+            scaler_workloads_failing_active=(
+                "Failing workloads kept active by slow repeats of `true`.",
+                lambda: self._count_failing(active=True),
+            ),
+            scaler_streams=("Open push streams.", lambda: len(self._streams)),
+        )
+
+    def attach(self, readers: Readers) -> None:
+        """Read through `readers` from now on; they hand outcomes to `on_outcome`."""
+        self._readers = readers
+
+    # --- who there is ---
+
+    def __len__(self) -> int:
+        return len(self._workloads)
+
+    def __iter__(self) -> Iterator[Workload]:
+        return iter(tuple(self._workloads.values()))
+
+    @property
+    def open_streams(self) -> int:
+        """How many push streams are open."""
+        return len(self._streams)
+
+    def facts(self) -> Iterator[WorkloadFacts]:
+        """What the series show: every workload but the superseded ones."""
+        return (workload.facts for workload in tuple(self._workloads.values()) if not workload.superseded)
+
+    def _count_failing(self, *, active: bool = False) -> int:
+        return sum(
+            workload.error is not None
+            and not workload.superseded
+            and (not active or (workload.memory.last is not None and workload.memory.last.active))
+            for workload in self._workloads.values()
+        )
+
+    def of(self, namespace: str, name: str) -> list[Workload]:
+        """The workloads of a ScaledObject that count."""
+        found = self._objects.get((namespace, name))
+        return [workload for workload in found.workloads if not workload.superseded] if found else []
+
+    def known(self, digest: Digest, *, called: bool = True) -> Workload | None:
+        """The workload of this digest; None where it must be admitted first.
+
+        `called`: KEDA calls it now, rather than opening a stream.
+        """
+        workload = self._workloads.get(digest)
+        if workload is None or (workload.trigger.refusal is not None and self._stale_refusal(workload)):
+            return None
+        if called:
+            self._touch(workload, self._clock())
+        return workload
+
+    def admit(
+        self, digest: Digest, namespace: str, name: str, metadata: Mapping[str, str], *, called: bool = True
+    ) -> Workload:
+        """The workload of this digest, which is not known yet.
+
+        Above the limit of workloads it carries LimitReached as its error and is read by nobody; its metric
+        spec still stands. Raises TriggerInvalid and LimitReached for metadata that can't be used at all.
+        """
+        now = self._clock()
+        refused = self._refused.get(digest)
+        if refused is not None and now < refused[0]:
+            raise refused[1]
+        overflown = self._overflow.get(digest)
+        if overflown is not None and self._is_full(overflown.trigger):
+            return overflown
+        try:
+            self._check_size(namespace, name, metadata)
+            trigger = parse_trigger(namespace, name, metadata, self._settings)
+        except PilotlightError as err:
+            self._refused[digest] = (now + _REFUSED_SECONDS, bare(err))
+            while len(self._refused) > _REFUSED_KEPT:
+                self._refused.popitem(last=False)
+            self._telemetry.trigger_refused(str(err))
+            raise
+        self._refused.pop(digest, None)
+        workload = self._enter(digest, trigger, now)
+        if called:
+            self._touch(workload, now)
+        return workload
+
+    def _check_size(self, namespace: str, name: str, metadata: Mapping[str, str]) -> None:
+        problems = [
+            Problem(
+                field=field, value=value, expected="expected a Kubernetes name: letters, digits, - and ., at most 253"
+            )
+            for field, value in (("namespace", namespace), ("name", name))
+            if not _is_object_name(value)
+        ]
+        if problems:
+            raise TriggerInvalid(tuple(problems), subject="ScaledObjectRef")
+        limits = self._settings.limits
+        if len(metadata) > limits.metadata_keys:
+            raise LimitReached(
+                f"the metadata of {quoted(f'{namespace}/{name}')} has {len(metadata)} keys; at most "
+                f"{limits.metadata_keys} are allowed (limits.metadataKeys)"
+            )
+        size = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
+        if size > limits.metadata_bytes:
+            raise LimitReached(
+                f"the metadata of {quoted(f'{namespace}/{name}')} has {size} bytes; at most "
+                f"{limits.metadata_bytes} are allowed (limits.metadataBytes)"
+            )
+
+    def _enter(self, digest: Digest, trigger: Trigger, now: float) -> Workload:
+        past = self._workloads.get(digest)
+        if past is not None:  # its refusal was looked at anew
+            past.trigger, past.spec_body = trigger, None
+            if trigger.refusal is None:
+                past.error, past.failing_since = None, math.inf
+            self._start_reading(past)
+            return past
+        if self._is_full(trigger):
+            return self._enter_overflow(digest, trigger, now)
+        self._overflow.pop(digest, None)
+        scaled_object = self._object(trigger.namespace, trigger.name)
+        workload = Workload(digest, trigger, scaled_object, now)
+        learned = self._learned.pop(_learned_key(trigger), None)
+        if learned is not None:
+            workload.memory = Memory(state=learned)
+        workload.called_at = self._called.pop(digest, -math.inf)
+        self._workloads[digest] = workload
+        scaled_object.workloads.append(workload)
+        self._start_reading(workload)
+        self._telemetry.workload_started(workload.facts, trigger.warnings)
+        return workload
+
+    def _is_full(self, trigger: Trigger) -> str | None:
+        """The limit that keeps a new workload out, in words, or None."""
+        limits = self._settings.limits
+        if len(self._workloads) >= limits.workloads:
+            return f"{limits.workloads} workloads are served, the limit; raise limits.workloads or add an instance"
+        found = self._objects.get((trigger.namespace, trigger.name))
+        if found is not None and len(found.workloads) >= limits.workloads_per_object:
+            return (
+                f"{limits.workloads_per_object} different triggers of this ScaledObject are served, the limit; "
+                "raise limits.workloadsPerObject"
+            )
+        return None
+
+    def _enter_overflow(self, digest: Digest, trigger: Trigger, now: float) -> Workload:
+        workload = Workload(digest, trigger, ScaledObject(trigger.namespace, trigger.name), now)
+        workload.error = LimitReached(f"{quoted(workload.label)} is not read: {self._is_full(trigger)}")
+        self._overflow[digest] = workload
+        while len(self._overflow) > _OVERFLOW_KEPT:
+            self._overflow.popitem(last=False)
+        return workload
+
+    def _object(self, namespace: str, name: str) -> ScaledObject:
+        found = self._objects.get((namespace, name))
+        if found is None:
+            found = self._objects[namespace, name] = ScaledObject(namespace, name)
+        return found
+
+    def _stale_refusal(self, workload: Workload) -> bool:
+        """Whether a refused trigger should be parsed anew: a person may have mended the cause."""
+        return self._clock() - workload.failing_since > _REFUSED_SECONDS
+
+    def _touch(self, workload: Workload, now: float) -> None:
+        """A call came: learn the interval between polls, and see who of several digests is the one called."""
+        gap = now - workload.called_at
+        workload.called_at = workload.touched_at = now
+        if gap > _ONE_POLL_SECONDS:
+            interval = workload.interval_seconds * 0.995
+            workload.interval_seconds = max(interval, gap) if gap <= _LONGEST_INTERVAL_SECONDS else interval
+        if len(workload.scaled_object.workloads) > 1:
+            self._judge(workload.scaled_object)
+
+    # --- reading ---
+
+    def _start_reading(self, workload: Workload) -> None:
+        trigger, now = workload.trigger, self._clock()
+        if workload.query is not None or self._readers is None:
+            return
+        if trigger.refusal is not None:
+            first = workload.error is None
+            workload.error, workload.failing_since = bare(trigger.refusal), now
+            if first:
+                self._telemetry.failing(workload.facts, trigger.refusal)
+            return
+        rights = self._settings.rights(trigger.namespace)
+        try:
+            workload.query = self._readers.subscribe(trigger, workload, private_addresses=rights.private_addresses)
+        except PilotlightError as err:
+            self._failed(workload, err, now)
+
+    def _stop_reading(self, workload: Workload) -> None:
+        if workload.query is not None:
+            Readers.unsubscribe(workload.query, workload)
+            workload.query = None
+
+    def on_outcome(self, workload: Workload, outcome: object, now: float) -> None:
+        """A reading, or why there is none: decide, remember, announce."""
+        if workload.superseded or workload.query is None:
+            return
+        if isinstance(outcome, SourceError):
+            self._failed(workload, outcome, now)
+            return
+        trigger = workload.trigger
+        view = workload.scaled_object.view_at(now)
+        if view is not None and view.cold_starts_seconds != workload.cold_starts:
+            view = _with_cold_starts(view, workload.cold_starts)
+        before = workload.memory.last
+        try:
+            sample = trigger.source.sample(trigger.config, outcome, now_seconds=now, view=view)
+            if not math.isfinite(sample.metric_value):
+                raise SourceNoData(f"{quoted(trigger.identity)} gave a value that is no number")
+            stale_seconds = trigger.goals.stale_seconds
+            if stale_seconds is not None and now - sample.at_seconds > stale_seconds:
+                raise SourceNoData(
+                    f"the sample of {quoted(trigger.identity)} is {now - sample.at_seconds:.0f} s old; "
+                    f"staleSeconds is {stale_seconds:g}"
+                )
+            decision, memory = decide(
+                trigger.policy, trigger.goals, workload.memory, sample=sample, view=view, now_seconds=now
+            )
+        except SourceError as err:
+            self._failed(workload, err, now)
+            return
+        except Exception as err:  # noqa: BLE001 - our bug must not reach other workloads, nor a replica count
+            self._telemetry.bug("evaluation_failed", err, workload=workload.label)
+            self._failed(
+                workload, SourceUnavailable("the evaluation failed for a reason that only Pilotlight's log tells"), now
+            )
+            return
+        if decision is None:
+            return
+        self._telemetry.evaluations += 1
+        workload.cold_starts = ()
+        workload.memory = memory
+        workload.good_until = now + trigger.goals.hold_seconds + self._patience(workload)
+        if workload.error is not None:
+            self._telemetry.recovered(workload.facts, now - workload.failing_since)
+            workload.error, workload.failing_since = None, math.inf
+        if before is None or _differs(before, decision):
+            workload.metrics_body = None
+            if before is not None and before.target_value != decision.target_value:
+                workload.spec_body = None
+                self._announce_spec(workload)
+            self._telemetry.decided(workload.facts, before, decision)
+        self._wake(workload)
+        if decision.active and not (before is not None and before.active):
+            self._announce(workload, now)
+        elif before is None and not decision.active:
+            self._send(workload, active=False)
+
+    def _patience(self, workload: Workload) -> float:
+        """How long after a reading the next one may come before its lack counts as a failure."""
+        return 4 * workload.sample_seconds + self._settings.reading.read_deadline_seconds
+
+    def _failed(self, workload: Workload, err: PilotlightError, now: float) -> None:
+        """No reading: the last decision stands for holdSeconds from when it was made."""
+        first = workload.error is None
+        workload.error = bare(err)
+        if first:
+            workload.failing_since = now
+            self._telemetry.failing(workload.facts, err)
+        last = workload.memory.last
+        if last is not None:
+            workload.good_until = min(workload.good_until, last.at_seconds + workload.trigger.goals.hold_seconds)
+            if first and last.active:
+                workload.beat_at = min(workload.beat_at, now + workload.trigger.heartbeat_seconds)
+        self._wake(workload)
+
+    # --- answers ---
+
+    async def first(self, workload: Workload) -> None:
+        """Wait for the first reading, or the first failure, for a while at most."""
+        if workload.memory.last is not None or workload.error is not None:
+            return
+        future = asyncio.get_running_loop().create_future()
+        if workload.waiters is None:
+            workload.waiters = []
+        workload.waiters.append(future)
+        try:
+            async with asyncio.timeout(self._settings.reading.first_answer_seconds):
+                await future
+        except TimeoutError:
+            pass
+        finally:
+            if workload.waiters is not None and future in workload.waiters:
+                workload.waiters.remove(future)
+
+    def _wake(self, workload: Workload) -> None:
+        waiters, workload.waiters = workload.waiters, None
+        for future in waiters or ():
+            if not future.done():
+                future.set_result(None)
+
+    def metrics(self, workload: Workload) -> Decision | PilotlightError:
+        """What GetMetrics answers: the decision in force, or the error where there is none that may be given."""
+        now = self._clock()
+        last = workload.memory.last
+        if workload.trigger.refusal is not None:
+            return workload.trigger.refusal
+        if last is None:
+            return workload.error or _not_yet(workload)
+        if now <= workload.good_until:
+            return last
+        return workload.error or SourceUnavailable(
+            f"{quoted(workload.trigger.identity)} was last read {now - last.at_seconds:.0f} s ago"
+        )
+
+    def is_active(self, workload: Workload) -> bool | PilotlightError:
+        """What IsActive answers: never turns false because of an error."""
+        if workload.trigger.refusal is not None:
+            return workload.trigger.refusal
+        last = workload.memory.last
+        return last.active if last is not None else workload.error or _not_yet(workload)
+
+    def held(self, workload: Workload) -> Decision | None:
+        """The decision in force as `decide` puts it now: with the step that says for how long it is held."""
+        if workload.error is None:
+            return workload.memory.last
+        decision, _ = decide(
+            workload.trigger.policy,
+            workload.trigger.goals,
+            workload.memory,
+            sample=None,
+            view=None,
+            now_seconds=self._clock(),
+        )
+        return decision
+
+    # --- replicas ---
+
+    def report(self, namespace: str, name: str, view: ReplicaView) -> float:
+        """Believe `view` for the time returned, in seconds. Raises LimitReached, TriggerInvalid."""
+        for field, value in (("namespace", namespace), ("name", name)):
+            if not _is_object_name(value):
+                raise TriggerInvalid(
+                    (Problem(field=field, value=value, expected="expected a Kubernetes name"),), subject="workload"
+                )
+        if (namespace, name) not in self._objects and len(self._objects) >= 2 * self._settings.limits.workloads:
+            raise LimitReached("replicas of too many ScaledObjects are reported; raise limits.workloads")
+        scaled_object = self._object(namespace, name)
+        valid_seconds = self._settings.reading.report_valid_seconds
+        scaled_object.view = view
+        scaled_object.view_until = self._clock() + valid_seconds
+        for workload in scaled_object.workloads:
+            # Each workload sees each cold start once, however many reports come between two of its readings.
+            workload.cold_starts = (*workload.cold_starts, *view.cold_starts_seconds)[-64:]
+        return valid_seconds
+
+    def view(self, workload: Workload) -> ReplicaView | None:
+        """The replicas as last reported, while that is believed."""
+        return workload.scaled_object.view_at(self._clock())
+
+    # --- streams ---
+
+    def open_stream(self, workload: Workload, *, specs: bool = False) -> Stream:
+        """A push stream, with the current state in its mailbox if there is one. Raises LimitReached."""
+        if len(self._streams) >= self._settings.limits.streams:
+            raise LimitReached(f"{len(self._streams)} streams are open, the limit; raise limits.streams")
+        # A stream must end, cleanly, before its connection does. Spread, so that not all reconnect at once.
+        age = self._settings.server.max_connection_age_seconds * self._chance.uniform(0.7, 0.8)
+        now = self._clock()
+        stream = Stream(workload, now + age, specs=specs)
+        self._streams[stream] = None
+        self._lead_stream(workload, stream)
+        if self._draining:
+            stream.put(Stream.END)
+            return stream
+        if len(workload.scaled_object.workloads) > 1:
+            self._judge(workload.scaled_object)
+        carrier = self._carrier(workload)
+        if specs:
+            stream.put(carrier)
+        elif carrier.memory.last is not None and not carrier.superseded:
+            stream.put(carrier.memory.last.active)
+        if carrier.beat_at == math.inf:
+            self._plan_beat(carrier, now)
+        return stream
+
+    def close_stream(self, stream: Stream) -> None:
+        """The stream has ended, for whatever reason."""
+        self._streams.pop(stream, None)
+        self._leave_stream(stream)
+        stream.home.touched_at = self._clock()
+
+    def _carrier(self, workload: Workload) -> Workload:
+        """Who decides what the streams of `workload` say: itself, or the sibling that took its place."""
+        if not workload.superseded:
+            return workload
+        siblings = _siblings(workload)
+        return max(siblings, key=lambda other: other.called_at) if siblings else workload
+
+    def _lead_stream(self, workload: Workload, stream: Stream) -> None:
+        if workload.streams is None:
+            workload.streams = []
+        workload.streams.append(stream)
+        self._streaming[workload] = None
+
+    def _leave_stream(self, stream: Stream) -> None:
+        for workload in stream.home.scaled_object.workloads or (stream.home,):
+            if workload.streams is not None and stream in workload.streams:
+                workload.streams.remove(stream)
+                if not workload.streams:
+                    workload.streams = None
+                    workload.beat_at = math.inf
+                    self._streaming.pop(workload, None)
+
+    def _send(self, workload: Workload, *, active: bool) -> None:
+        for stream in workload.streams or ():
+            if not stream.specs:
+                stream.put(active)
+
+    def _announce(self, workload: Workload, now: float) -> None:
+        """`true` to every stream, and again after heartbeatSeconds where KEDA may need it."""
+        if workload.streams is None or workload.superseded:
+            return
+        self._send(workload, active=True)
+        self._telemetry.announced += 1
+        self._plan_beat(workload, now)
+
+    def _announce_spec(self, workload: Workload) -> None:
+        for stream in workload.streams or ():
+            if stream.specs:
+                stream.put(workload)
+
+    def _plan_beat(self, workload: Workload, now: float) -> None:
+        workload.beat_at = now + workload.trigger.heartbeat_seconds * self._chance.uniform(0.9, 1.0)
+
+    def _wants_beat(self, workload: Workload, now: float) -> bool:
+        """Whether `true` should be repeated.
+
+        While no replica exists, or none can be seen, or some still load; and, since KEDA does not ask IsActive
+        after a failed GetMetrics, while the source fails, for holdSeconds and ten minutes more.
+        """
+        last = workload.memory.last
+        if last is None or not last.active or workload.superseded:
+            return False
+        if workload.error is not None:
+            hold = workload.trigger.goals.hold_seconds + self._settings.reading.failing_active_seconds
+            return now - last.at_seconds <= hold
+        view = workload.scaled_object.view_at(now)
+        return view is None or view.alive == 0 or view.starting > 0
+
+    # --- several digests ---
+
+    def _judge(self, scaled_object: ScaledObject) -> None:
+        """Tell the digests that KEDA calls from those that only an old stream still holds."""
+        for workload in scaled_object.workloads:
+            superseded = any(
+                other.called_at - workload.called_at > _SUPERSEDED_AFTER_SECONDS for other in _siblings(workload)
+            )
+            if superseded != workload.superseded:
+                workload.superseded = superseded
+                if superseded:
+                    self._stop_reading(workload)
+                else:
+                    self._start_reading(workload)
+        self._place_streams(scaled_object)
+        for workload in scaled_object.workloads:
+            self._inherit(workload)
+
+    def _place_streams(self, scaled_object: ScaledObject) -> None:
+        """Streams of a superseded workload carry what its successor decides."""
+        for workload in scaled_object.workloads:
+            for stream in tuple(workload.streams or ()):
+                carrier = self._carrier(stream.home)
+                if carrier is not workload:
+                    self._leave_stream(stream)
+                    self._lead_stream(carrier, stream)
+                    if carrier.memory.last is not None and carrier.memory.last.active and not stream.specs:
+                        stream.put(carrier.memory.last.active)
+                        self._plan_beat(carrier, self._clock())
+
+    def _inherit(self, workload: Workload) -> None:
+        """A rotated secret doesn't make the last decision unknown."""
+        if workload.memory.last is not None or workload.superseded:
+            return
+        trigger = workload.trigger
+        for other in _siblings(workload):
+            theirs = other.trigger
+            if (
+                other.superseded
+                and other.memory.last is not None
+                and theirs.policy_name == trigger.policy_name
+                and theirs.goals == trigger.goals
+                and theirs.source.query(theirs.config) == trigger.source.query(trigger.config)
+            ):
+                workload.memory = other.memory
+                workload.good_until = other.memory.last.at_seconds + trigger.goals.hold_seconds
+                self._wake(workload)
+                return
+
+    # --- time ---
+
+    def tick(self, now: float) -> Iterator[None]:
+        """What time does: repeats, ends of streams, expiry. Yields where others may have their turn."""
+        for count, workload in enumerate(tuple(self._streaming)):
+            if workload.beat_at <= now:
+                if self._wants_beat(workload, now):
+                    self._send(workload, active=True)
+                    self._telemetry.repeated += 1
+                self._plan_beat(workload, now)
+            if count % _SWEEP_CHUNK == _SWEEP_CHUNK - 1:
+                yield
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + _SWEEP_SECONDS
+        for count, stream in enumerate(tuple(self._streams)):
+            if stream.ends_at <= now:
+                stream.put(Stream.END)
+            if count % _SWEEP_CHUNK == _SWEEP_CHUNK - 1:
+                yield
+        for count, workload in enumerate(tuple(self._workloads.values())):
+            self._sweep(workload, now)
+            if count % _SWEEP_CHUNK == _SWEEP_CHUNK - 1:
+                yield
+        for key, scaled_object in tuple(self._objects.items()):
+            if not scaled_object.workloads and now > scaled_object.view_until:
+                del self._objects[key]
+
+    def _sweep(self, workload: Workload, now: float) -> None:
+        if len(workload.scaled_object.workloads) > 1:
+            self._judge(workload.scaled_object)
+        if any(stream.home is workload for stream in self._streams_of(workload)):
+            workload.touched_at = now
+        patience = max(self._settings.reading.expiry_seconds, 3 * workload.interval_seconds)
+        if now - workload.touched_at > patience:
+            self._expire(workload)
+        elif workload.query is None and not workload.superseded and workload.trigger.refusal is None:
+            self._start_reading(workload)  # it found no room among the clients; perhaps there is some now
+
+    def _streams_of(self, workload: Workload) -> Iterator[Stream]:
+        for other in workload.scaled_object.workloads:
+            yield from other.streams or ()
+
+    def _expire(self, workload: Workload) -> None:
+        self._stop_reading(workload)
+        del self._workloads[workload.digest]
+        workload.scaled_object.workloads.remove(workload)
+        if workload.called_at > -math.inf:
+            self._called[workload.digest] = workload.called_at
+        if workload.memory.state is not None and not workload.superseded:
+            self._learned[_learned_key(workload.trigger)] = workload.memory.state
+        for kept in (self._called, self._learned):
+            while len(kept) > _PAST_KEPT:
+                kept.popitem(last=False)
+        self._telemetry.workload_expired(workload.facts)
+
+    async def run(self) -> None:
+        """Let time pass, until cancelled."""
+        while True:
+            await asyncio.sleep(0.5)
+            for _ in self.tick(self._clock()):
+                await asyncio.sleep(0)
+
+    def drain(self) -> None:
+        """End every stream with OK; streams opened from now on end at once."""
+        self._draining = True
+        for stream in tuple(self._streams):
+            stream.put(Stream.END)
+
+
+def published(value: float) -> tuple[float, int]:
+    """The float and the integer that go on the wire for a metric or a target.
+
+    Three decimals, as KEDA's own `%.3f`; what is above zero stays above zero; the integer, which KEDA before
+    2.17 reads alone, is rounded up.
+
+    >>> published(4.0004), published(0.0001), published(0.0)
+    ((4.0, 4), (0.001, 1), (0.0, 0))
+    """
+    value = min(max(value, 0.0), _LARGEST_VALUE)
+    rounded = round(value, 3)
+    if rounded == 0.0 and value > 0.0:
+        rounded = 0.001
+    return rounded, math.ceil(rounded)
+
+
+def _is_object_name(text: str) -> bool:
+    return (
+        0 < len(text) <= 253
+        and text.isascii()
+        and text[0].isalnum()
+        and text[-1].isalnum()
+        and text.replace("-", "").replace(".", "").replace("_", "").isalnum()
+    )
+
+
+def _siblings(workload: Workload) -> list[Workload]:
+    """Other digests of the same ScaledObject that read the same thing."""
+    identity = workload.trigger.identity
+    return [
+        other
+        for other in workload.scaled_object.workloads
+        if other is not workload and other.trigger.identity == identity
+    ]
+
+
+def _learned_key(trigger: Trigger) -> tuple[str, str, str, str]:
+    return trigger.namespace, trigger.name, trigger.identity, trigger.policy_name
+
+
+def _differs(before: Decision, after: Decision) -> bool:
+    return (
+        before.active != after.active
+        or before.metric_value != after.metric_value
+        or before.target_value != after.target_value
+    )
+
+
+def _with_cold_starts(view: ReplicaView, cold_starts: tuple[float, ...]) -> ReplicaView:
+    return ReplicaView(
+        at_seconds=view.at_seconds,
+        ready=view.ready,
+        starting_at_seconds=view.starting_at_seconds,
+        terminating=view.terminating,
+        status_replicas=view.status_replicas,
+        cold_starts_seconds=cold_starts,
+    )
+
+
+def _not_yet(workload: Workload) -> PilotlightError:
+    return SourceUnavailable(f"{quoted(workload.trigger.identity)} has not been read yet; ask again in a moment")

@@ -1,0 +1,208 @@
+"""Our own RPCs, on a listener of their own: replica reports in, explanations out.
+
+Whoever may reach it can read every workload's state and report replicas of any: it asks for a bearer token or
+a client certificate, or else binds to loopback only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from scaler._generated import pilotlight_pb2 as pb
+from scaler.core.model import Decision, ReplicaView
+from scaler.errors import NamespaceDenied, Problem, SettingsInvalid, TriggerInvalid, quoted
+from scaler.evaluator import Evaluator, Workload
+from scaler.service import Context, Guard, parsed
+from scaler.settings import ServerSettings
+from scaler.telemetry import Telemetry
+
+REPLICAS: Final = "pilotlight.v1.Replicas"
+EXPLAIN: Final = "pilotlight.v1.Explain"
+
+# One report may name this many starting replicas; more are counted from the oldest.
+_STARTING_KEPT = 10_000
+_COLD_STARTS_KEPT = 1_000
+_COLD_START_LIMIT_SECONDS = 86_400.0
+# Explanations made before others get their turn.
+_PORTION = 100
+
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
+
+Method = Callable[[bytes], Awaitable[bytes]]
+
+
+class Hints:
+    """The services `pilotlight.v1.Replicas` and `pilotlight.v1.Explain` over the evaluator."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        telemetry: Telemetry,
+        *,
+        token_file: str | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._evaluator = evaluator
+        self._telemetry = telemetry
+        self._token_file = token_file
+        self._clock = clock
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        """Every RPC, behind the token where there is one."""
+        replicas, explain = Guard(self._telemetry, REPLICAS), Guard(self._telemetry, EXPLAIN)
+        return (
+            grpc.method_handlers_generic_handler(REPLICAS, {"Report": replicas.unary("Report", self._let(self.report))}),
+            grpc.method_handlers_generic_handler(
+                EXPLAIN,
+                {
+                    "Get": explain.unary("Explain", self._let(self.get)),
+                    "List": explain.unary("List", self._let(self.list)),
+                },
+            ),
+        )
+
+    def _let(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        async def handle(request: bytes, context: Context) -> bytes:
+            self._authorise(context)
+            return await method(request)
+
+        return handle
+
+    def _authorise(self, context: Context) -> None:
+        """Raise NamespaceDenied unless the call carries the token. The file is read anew: tokens rotate."""
+        if self._token_file is None:
+            return
+        try:
+            wanted = Path(self._token_file).read_bytes().strip()
+        except OSError as err:
+            raise NamespaceDenied("the hints token's file can't be read; mount it (server.hintsTokenFile)") from err
+        given = b""
+        for key, value in context.invocation_metadata() or ():
+            if key == "authorization":
+                given = value.encode() if isinstance(value, str) else value
+        if not wanted or not hmac.compare_digest(given.removeprefix(b"Bearer ").strip(), wanted):
+            raise NamespaceDenied("this listener asks for metadata `authorization: Bearer <token>`")
+
+    async def report(self, request: bytes) -> bytes:
+        """Believe a report of replicas for a while."""
+        message = parsed(pb.ReplicaReport, request)
+        now = self._clock()
+        ages = [starting.started_seconds_ago for starting in message.starting]
+        cold_starts = list(message.finished_cold_starts_seconds)
+        problems = [
+            Problem(field=field, value=str(value), expected=f"expected 0 to {limit:g} seconds")
+            for field, values, limit in (
+                ("starting.started_seconds_ago", ages, math.inf),
+                ("finished_cold_starts_seconds", cold_starts, _COLD_START_LIMIT_SECONDS),
+            )
+            for value in values[:3]
+            if not (math.isfinite(value) and 0 <= value <= limit)
+        ]
+        if problems or not all(map(math.isfinite, (*ages, *cold_starts))):
+            raise TriggerInvalid(tuple(problems), subject="replica report")
+        view = ReplicaView(
+            at_seconds=now,
+            ready=message.ready,
+            starting_at_seconds=tuple(sorted(now - max(age, 0.0) for age in ages)[:_STARTING_KEPT]),
+            terminating=message.terminating,
+            status_replicas=message.status_replicas if message.HasField("status_replicas") else None,
+            cold_starts_seconds=tuple(
+                min(max(seconds, 0.0), _COLD_START_LIMIT_SECONDS) for seconds in cold_starts[:_COLD_STARTS_KEPT]
+            ),
+        )
+        valid_seconds = self._evaluator.report(message.workload.namespace, message.workload.name, view)
+        return pb.ReplicaReportAck(valid_seconds=valid_seconds).SerializeToString()
+
+    async def get(self, request: bytes) -> bytes:
+        """Why the workloads of one ScaledObject are answered as they are, step by step."""
+        ref = parsed(pb.ExplainRequest, request).workload
+        found = [
+            workload
+            for workload in self._evaluator.of(ref.namespace, ref.name)
+            if ref.metric_name in ("", workload.trigger.metric_name)
+        ]
+        return pb.ExplainResponse(
+            explanations=[self._explanation(workload, whole=True) for workload in found]
+        ).SerializeToString()
+
+    async def list(self, request: bytes) -> bytes:
+        """Every workload, without steps and observations."""
+        parsed(pb.ListRequest, request)
+        response = pb.ExplainResponse()
+        for count, workload in enumerate(self._evaluator):
+            if not workload.superseded:
+                response.explanations.append(self._explanation(workload, whole=False))
+            if count % _PORTION == _PORTION - 1:
+                await asyncio.sleep(0)
+        return response.SerializeToString()
+
+    def _explanation(self, workload: Workload, *, whole: bool) -> pb.Explanation:
+        trigger, now = workload.trigger, self._clock()
+        explanation = pb.Explanation(
+            workload=pb.WorkloadRef(
+                namespace=trigger.namespace, name=trigger.name, metric_name=trigger.metric_name
+            ),
+            source=trigger.identity,
+            policy=trigger.policy_name,
+            target_value=workload.target_value,
+            error="" if workload.error is None else str(workload.error),
+        )
+        decision: Decision | None = self._evaluator.held(workload) if whole else workload.memory.last
+        if decision is not None:
+            explanation.active = decision.active
+            explanation.metric_value = decision.metric_value
+            explanation.desired_replicas = decision.desired_replicas
+            explanation.decided_seconds_ago = max(now - decision.at_seconds, 0.0)
+            explanation.held = workload.error is not None
+        view = self._evaluator.view(workload)
+        if view is not None:
+            explanation.ready, explanation.starting = view.ready, view.starting
+            explanation.terminating = view.terminating
+        if whole and decision is not None:
+            sample = workload.memory.sample
+            if sample is not None:
+                explanation.observed.update(_observed(sample))
+            for step in decision.steps:
+                explanation.steps.append(
+                    pb.DecisionStep(name=step.name, before=step.before, after=step.after, reason=step.text())
+                )
+        return explanation
+
+
+def _observed(sample: Any) -> dict[str, float]:
+    """The reading's parts, and the words of the model where the source can tell them."""
+    named = {
+        name: getattr(sample, name)
+        for name in (
+            "metric_value",
+            "waiting",
+            "in_flight",
+            "arrived_total",
+            "completed_total",
+            "oldest_age_seconds",
+            "utilization_sum",
+        )
+    }
+    return {**sample.raw, **{name: float(value) for name, value in named.items() if value is not None}}
+
+
+def check_hints_listener(server: ServerSettings) -> None:
+    """Raise SettingsInvalid where the listener would be open to the network without authorisation."""
+    if server.hints_listen is None or server.hints_token_file is not None:
+        return
+    if server.hints_tls is not None and server.hints_tls.client_ca_file is not None:
+        return
+    host = server.hints_listen.rpartition(":")[0]
+    if host not in _LOOPBACK:
+        raise SettingsInvalid(
+            f"server.hintsListen {quoted(server.hints_listen)}: a listener beyond loopback needs "
+            "server.hintsTokenFile, or server.hintsTls with clientCaFile"
+        )
