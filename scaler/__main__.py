@@ -1,5 +1,188 @@
-"""`python -m scaler`: the same as `pilotlight`."""
+"""The composition root of the service: every part is made here, handed to the others, started and ended."""
 
-from scaler.cli import main
+from __future__ import annotations
 
-main()
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import structlog
+
+from scaler.errors import SettingsInvalid, quoted
+from scaler.evaluator import Evaluator
+from scaler.health import Health
+from scaler.hints import EXPLAIN, REPLICAS, Hints, check_hints_listener
+from scaler.readers import Readers
+from scaler.service import SERVICE, ExternalScaler, server_credentials, server_options
+from scaler.settings import Settings, TlsSettings, load_settings
+from scaler.telemetry import MetricsListener, Telemetry, configure_logs, settle_garbage, watch_lag
+
+if TYPE_CHECKING:
+    from scaler.readers import Subscriber
+
+# After a drain the sources' clients get this long to close before the process ends without them.
+_CLOSE_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """Where the process listens, as `host:port`; None for a listener that is switched off."""
+
+    pid: int
+    grpc: str
+    hints: str | None
+    metrics: str | None
+
+
+async def serve(
+    settings: Settings,
+    *,
+    ready: Callable[[Serving], None],
+    stop: asyncio.Event,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Serve until `stop` is set, then drain: no new calls, streams end with OK, calls in flight finish.
+
+    `ready` is told once everything listens. Raises SettingsInvalid where it can't start.
+    """
+    server_settings = settings.server
+    check_hints_listener(server_settings)
+    if server_settings.clients and (server_settings.tls is None or server_settings.tls.client_ca_file is None):
+        raise SettingsInvalid("server.clients binds certificates to namespaces; it needs server.tls with clientCaFile")
+    telemetry = Telemetry(settings.telemetry, clock=clock)
+    evaluator = Evaluator(settings=settings, telemetry=telemetry, clock=clock)
+
+    def dispatch(workload: Subscriber, outcome: object, now: float) -> None:
+        evaluator.on_outcome(workload, outcome, now)  # type: ignore[arg-type]  # only workloads subscribe
+
+    health = Health((SERVICE,), telemetry)
+    options = server_options(server_settings, settings.limits.message_bytes)
+    kedas = grpc.aio.server(options=options)
+    kedas.add_generic_rpc_handlers((ExternalScaler(evaluator, settings, telemetry).handler(), health.handler()))
+    grpc_address = _bind(kedas, server_settings.listen, server_settings.tls, "server.listen")
+    servers = [kedas]
+    hints_address = None
+    if server_settings.hints_listen is not None:
+        ours = grpc.aio.server(options=options)
+        hints = Hints(evaluator, telemetry, token_file=server_settings.hints_token_file, clock=clock)
+        ours.add_generic_rpc_handlers((*hints.handlers(), health.handler()))
+        hints_address = _bind(ours, server_settings.hints_listen, server_settings.hints_tls, "server.hintsListen")
+        servers.append(ours)
+    if server_settings.reflection:
+        _reflect(kedas, SERVICE)
+        if len(servers) > 1:
+            _reflect(servers[1], REPLICAS, EXPLAIN)
+    metrics = MetricsListener(telemetry, healthy=lambda: health.serving)
+
+    async with contextlib.AsyncExitStack() as stack:
+        readers = Readers(
+            reading=settings.reading, limits=settings.limits, metrics=telemetry, dispatch=dispatch, clock=clock
+        )
+        await stack.enter_async_context(readers)
+        telemetry.gauges.update(
+            scaler_clients=("Open clients of sources.", readers.__len__),
+            scaler_queries=("Distinct things read.", lambda: readers.queries),
+            scaler_outcomes_waiting=("Outcomes not yet handed to workloads.", lambda: readers.waiting),
+        )
+        evaluator.attach(readers)
+        metrics_address = None
+        if server_settings.metrics_listen is not None:
+            metrics_address = await _listen(metrics, server_settings.metrics_listen)
+            stack.push_async_callback(metrics.close)
+        async with asyncio.TaskGroup() as group:
+            upkeep = [group.create_task(evaluator.run()), group.create_task(watch_lag(telemetry))]
+            for server in servers:
+                await server.start()
+            settle_garbage()
+            ready(Serving(pid=os.getpid(), grpc=grpc_address, hints=hints_address, metrics=metrics_address))
+            await stop.wait()
+            health.drain()
+            evaluator.drain()
+            await asyncio.gather(*(server.stop(server_settings.drain_seconds) for server in servers))
+            for task in upkeep:
+                task.cancel()
+            # Threads that hang in a client's library must not keep the process.
+            last_resort = threading.Timer(_CLOSE_SECONDS, os._exit, args=(0,))
+            last_resort.daemon = True
+            last_resort.start()
+
+
+def _bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None, setting: str) -> str:
+    """Take the port; `host:port` as it came out. Raises SettingsInvalid."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise SettingsInvalid(f"{setting} {quoted(address)}: expected host:port")
+    try:
+        if tls is None:
+            taken = server.add_insecure_port(address)
+        else:
+            taken = server.add_secure_port(address, server_credentials(tls))
+    except RuntimeError as err:
+        raise SettingsInvalid(f"{setting} {quoted(address)}: can't listen there; is the port taken?") from err
+    return f"{host}:{taken}"
+
+
+async def _listen(metrics: MetricsListener, address: str) -> str:
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise SettingsInvalid(f"server.metricsListen {quoted(address)}: expected host:port")
+    try:
+        taken = await metrics.start(host.strip("[]"), int(port))
+    except OSError as err:
+        raise SettingsInvalid(f"server.metricsListen {quoted(address)}: can't listen there ({err.strerror})") from err
+    return f"{host}:{taken}"
+
+
+def _reflect(server: grpc.aio.Server, *services: str) -> None:
+    from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 - only where it is switched on
+
+    reflection.enable_server_reflection((*services, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+
+
+async def _until_signal(settings: Settings, ready_file: Path | None) -> None:
+    log = structlog.get_logger()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def ready(serving: Serving) -> None:
+        if ready_file is not None:
+            # Whole or not at all: whoever waits for the file reads it at once.
+            part = ready_file.with_name(f".{ready_file.name}.{serving.pid}")
+            part.write_text(json.dumps(asdict(serving)) + "\n", encoding="utf-8")
+            part.replace(ready_file)
+        if settings.server.tls is None and not serving.grpc.startswith(("127.0.0.1:", "localhost:", "[::1]:")):
+            log.warning("plaintext", listen=serving.grpc, hint="set server.tls; metadata may hold credentials")
+        log.info("serving", grpc=serving.grpc, hints=serving.hints, metrics=serving.metrics, pid=serving.pid)
+
+    await serve(settings, ready=ready, stop=stop)
+    log.info("stopped")
+
+
+def run(settings: Settings, *, ready_file: Path | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. `ready_file` gets the addresses as JSON once everything listens.
+
+    Raises SettingsInvalid where it can't start.
+    """
+    configure_logs(settings.telemetry)
+    if sys.platform == "win32":
+        asyncio.run(_until_signal(settings, ready_file))
+        return
+    import uvloop  # noqa: PLC0415 - not made for every platform
+
+    uvloop.run(_until_signal(settings, ready_file))
+
+
+if __name__ == "__main__":
+    run(load_settings())

@@ -22,7 +22,7 @@ from random import Random
 from typing import Any, Final
 
 from scaler.core.decide import Memory, decide
-from scaler.core.model import Decision, Goals, ReplicaView
+from scaler.core.model import Decision, Goals, ReplicaView, Sample
 from scaler.errors import (
     LimitReached,
     PilotlightError,
@@ -433,15 +433,7 @@ class Evaluator:
             view = _with_cold_starts(view, workload.cold_starts)
         before = workload.memory.last
         try:
-            sample = trigger.source.sample(trigger.config, outcome, now_seconds=now, view=view)
-            if not math.isfinite(sample.metric_value):
-                raise SourceNoData(f"{quoted(trigger.identity)} gave a value that is no number")
-            stale_seconds = trigger.goals.stale_seconds
-            if stale_seconds is not None and now - sample.at_seconds > stale_seconds:
-                raise SourceNoData(
-                    f"the sample of {quoted(trigger.identity)} is {now - sample.at_seconds:.0f} s old; "
-                    f"staleSeconds is {stale_seconds:g}"
-                )
+            sample = _sample(trigger, outcome, view, now)
             decision, memory = decide(
                 trigger.policy, trigger.goals, workload.memory, sample=sample, view=view, now_seconds=now
             )
@@ -810,6 +802,20 @@ def _is_object_name(text: str) -> bool:
         and text[-1].isalnum()
         and text.replace("-", "").replace(".", "").replace("_", "").isalnum()
     )
+
+
+def _sample(trigger: Trigger, reading: object, view: ReplicaView | None, now: float) -> Sample:
+    """What `reading` means for this trigger. Raises SourceNoData where that is nothing."""
+    sample: Sample = trigger.source.sample(trigger.config, reading, now_seconds=now, view=view)
+    if not math.isfinite(sample.metric_value):
+        raise SourceNoData(f"{quoted(trigger.identity)} gave a value that is no number")
+    stale_seconds = trigger.goals.stale_seconds
+    if stale_seconds is not None and now - sample.at_seconds > stale_seconds:
+        raise SourceNoData(
+            f"the sample of {quoted(trigger.identity)} is {now - sample.at_seconds:.0f} s old; "
+            f"staleSeconds is {stale_seconds:g}"
+        )
+    return sample
 
 
 def _siblings(workload: Workload) -> list[Workload]:

@@ -59,7 +59,9 @@ class Hints:
         """Every RPC, behind the token where there is one."""
         replicas, explain = Guard(self._telemetry, REPLICAS), Guard(self._telemetry, EXPLAIN)
         return (
-            grpc.method_handlers_generic_handler(REPLICAS, {"Report": replicas.unary("Report", self._let(self.report))}),
+            grpc.method_handlers_generic_handler(
+                REPLICAS, {"Report": replicas.unary("Report", self._let(self.report))}
+            ),
             grpc.method_handlers_generic_handler(
                 EXPLAIN,
                 {
@@ -147,9 +149,7 @@ class Hints:
     def _explanation(self, workload: Workload, *, whole: bool) -> pb.Explanation:
         trigger, now = workload.trigger, self._clock()
         explanation = pb.Explanation(
-            workload=pb.WorkloadRef(
-                namespace=trigger.namespace, name=trigger.name, metric_name=trigger.metric_name
-            ),
+            workload=pb.WorkloadRef(namespace=trigger.namespace, name=trigger.name, metric_name=trigger.metric_name),
             source=trigger.identity,
             policy=trigger.policy_name,
             target_value=workload.target_value,

@@ -153,7 +153,7 @@ class _Reader:
                 failure: SourceError = SourceUnavailable(f"the client of {quoted(self.label)} closed by itself")
             except SourceError as err:
                 failure = err
-            except Exception as err:
+            except Exception as err:  # noqa: BLE001 - whatever a client does, only its own workloads feel it
                 failure = self._our_bug(err, "client_died")
             if not self.queries:
                 return
@@ -233,10 +233,10 @@ class _Reader:
         deadline = self.pool.reading.read_deadline_seconds
         started = time.perf_counter()
 
-        def deliver(key: Hashable, outcome: object) -> None:
-            query = pending.pop(key, None)
-            if query is not None:  # else delivered twice, or after the deadline
-                self._deliver(query, outcome)
+        def deliver(query: Hashable, outcome: object) -> None:
+            asked = pending.pop(query, None)
+            if asked is not None:  # else delivered twice, or after the deadline
+                self._deliver(asked, outcome)
 
         failure: SourceError = SourceUnavailable(f"{quoted(self.label)} gave no answer to this query")
         scope = asyncio.timeout(deadline)
@@ -249,7 +249,7 @@ class _Reader:
             failure = SourceTimeout(f"{quoted(self.label)} did not answer within {deadline:g} s")
             if not scope.expired():
                 failure.__cause__ = err
-        except Exception as err:
+        except Exception as err:  # noqa: BLE001 - as above
             failure = self._our_bug(err, "read_failed")
         finally:
             self._slots += 1
@@ -361,6 +361,7 @@ class Readers:
                 connect_timeout_seconds=self.reading.connect_timeout_seconds,
                 max_response_bytes=self.reading.max_response_bytes,
                 check_address=guard.check,
+                judge_address=guard.judge,
                 allow=connection.allow if connection else {},
             )
             reader = self._readers[key] = _Reader(self, key, trigger, context)

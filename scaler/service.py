@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from fnmatch import fnmatchcase
 from hashlib import blake2b
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -114,7 +114,7 @@ class ExternalScaler:
     async def stream_is_active(self, request: bytes, context: Context) -> None:
         """The current state, then `true` whenever KEDA should know, until shortly before the connection ends."""
         workload = self._workload(parsed(pb.ScaledObjectRef, request), context, called=False)
-        if workload.trigger.refusal is not None or workload.query is None and not workload.superseded:
+        if workload.trigger.refusal is not None or (workload.query is None and not workload.superseded):
             answer = self._evaluator.is_active(workload)
             if isinstance(answer, PilotlightError):
                 raise answer
@@ -122,16 +122,16 @@ class ExternalScaler:
 
     async def stream_metric_spec(self, request: bytes, context: Context) -> None:
         """The spec at once, and again when the target changes; always what GetMetricSpec would answer."""
-        await self._serve(self._workload(parsed(pb.ScaledObjectRef, request), context, called=False), context, specs=True)
+        await self._serve(
+            self._workload(parsed(pb.ScaledObjectRef, request), context, called=False), context, specs=True
+        )
 
     async def _serve(self, workload: Workload, context: Context, *, specs: bool) -> None:
         stream: Stream = self._evaluator.open_stream(workload, specs=specs)
         try:
             while (message := await stream.take()) is not None:
-                if isinstance(message, Workload):
-                    body = _spec(message)
-                else:
-                    body = _ACTIVE if message else _INACTIVE
+                state = _ACTIVE if message else _INACTIVE
+                body = _spec(message) if isinstance(message, Workload) else state
                 async with asyncio.timeout(self._server.stream_write_seconds):
                     await context.write(body)
         except TimeoutError:
@@ -176,10 +176,12 @@ def _spec(workload: Workload) -> bytes:
 def parsed(kind: type[MessageT], request: bytes) -> MessageT:
     """The message in `request`. Raises TriggerInvalid where it is none."""
     try:
-        return kind.FromString(request)
+        message = kind()
+        message.ParseFromString(request)
     except DecodeError as err:
         problem = Problem(field=kind.DESCRIPTOR.name, expected="expected a protobuf message with UTF-8 strings")
         raise TriggerInvalid((problem,), subject="request") from err
+    return message
 
 
 class Callers:
@@ -230,13 +232,15 @@ class Guard:
             try:
                 return await method(request, context)
             except Exception as err:  # noqa: BLE001 - the border: whatever comes is translated
-                return await self._abort(name, err, context)
+                await self._abort(name, err, context)
             finally:
                 observe(time.perf_counter() - started)
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    def stream(self, name: str, method: Callable[[bytes, Context], Awaitable[None]]) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def stream(
+        self, name: str, method: Callable[[bytes, Context], Awaitable[None]]
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
         """A handler of a call that answers for as long as it likes."""
 
         async def handle(request: bytes, context: Context) -> None:
@@ -247,7 +251,7 @@ class Guard:
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
-    async def _abort(self, name: str, err: Exception, context: Context) -> Any:
+    async def _abort(self, name: str, err: Exception, context: Context) -> NoReturn:
         if isinstance(err, PilotlightError):
             code, detail = grpc.StatusCode[err.grpc_code], str(err)
         elif isinstance(err, grpc.aio.AbortError | grpc.aio.UsageError):

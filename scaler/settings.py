@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
@@ -219,6 +219,33 @@ def load_settings(path: str | None = None, environment: Mapping[str, str] = os.e
         )
         raise SettingsInvalid(f"settings file {quoted(path)}: {problems}") from err
     return resolve(parsed, environment, where=f"settings file {quoted(path)}")
+
+
+def overridden(
+    settings: Settings,
+    *,
+    listen: str | None = None,
+    hints_listen: str | None = None,
+    metrics_listen: str | None = None,
+    local: bool = False,
+    log_format: str | None = None,
+) -> Settings:
+    """`settings` with what the command line says instead; None leaves a value, "off" switches a listener off.
+
+    `local`: metadata may lead to loopback and private addresses, for everyone.
+    """
+    server: dict[str, str | None] = {}
+    if listen is not None:
+        server["listen"] = listen
+    for name, value in (("hints_listen", hints_listen), ("metrics_listen", metrics_listen)):
+        if value is not None:
+            server[name] = None if value == "off" else value
+    changed = replace(settings, server=settings.server.model_copy(update=server))
+    if log_format is not None:
+        changed = replace(changed, telemetry=settings.telemetry.model_copy(update={"log_format": log_format}))
+    if local:
+        changed = replace(changed, rules=(RightsSettings(private_addresses=True), *settings.rules))
+    return changed
 
 
 def resolve(parsed: FileSettings, environment: Mapping[str, str], *, where: str) -> Settings:

@@ -315,7 +315,7 @@ def _histogram(name: str, text: str, label: str | None, histograms: dict[str, Hi
 
 
 def configure_logs(settings: TelemetrySettings, stream: TextIO | None = None) -> None:
-    """structlog for the process: one line an event on `stream` (stderr), libraries' own logs included."""
+    """Send the process's log to `stream` (stderr), one line an event, libraries' own warnings included."""
     stream = stream or sys.stderr
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
