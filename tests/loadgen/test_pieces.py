@@ -1,0 +1,261 @@
+"""Traces, endpoints, fleets, figures and the exporter: what needs no broker."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import random
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from typer.testing import CliRunner
+
+from loadgen.__main__ import app
+from loadgen.consumers import Consumer, Delivery
+from loadgen.endpoints import KafkaEndpoint, RabbitEndpoint, SqsEndpoint, parse_endpoint
+from loadgen.exporter import ExporterShape, PodSeries, exported
+from loadgen.messages import Message, decode
+from loadgen.pace import Pace
+from loadgen.results import Recorder, percentile
+from loadgen.traces import read_trace, write_trace
+from loadgen.workers import Fleet, FleetCounts, Phase, Pod, PodState, Served, _deletion_order
+from scaler.simulator.arrivals import Arrival
+
+
+def test_a_message_survives_its_journey_and_strangers_are_told_apart() -> None:
+    message = Message("a-1", 1_700_000_000.25, 1.5)
+    assert decode(message.encode()) == message
+    assert [decode(body) for body in ("", "[]", "{}", '{"id": 1}', b"\xff\xfe", '"text"')] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (
+            "sqs+http://127.0.0.1:4566/123456789012/orders?region=eu-central-1",
+            SqsEndpoint(
+                queue_url="http://127.0.0.1:4566/123456789012/orders",
+                region="eu-central-1",
+                endpoint_url="http://127.0.0.1:4566",
+            ),
+        ),
+        ("kafka://b:9092/orders?group=g", KafkaEndpoint(bootstrap_servers="b:9092", topic="orders", group="g")),
+        (
+            "amqp://user:word@b:5672/%2F?queue=orders",
+            RabbitEndpoint(url="amqp://user:word@b:5672/%2F", queue="orders"),
+        ),
+    ],
+    ids=["sqs", "kafka", "rabbitmq"],
+)
+def test_a_queue_is_named_by_url(url: str, expected: object) -> None:
+    assert parse_endpoint(url) == expected
+
+
+@pytest.mark.parametrize("url", ["", "redis://h", "kafka://h:1/", "amqp://u:word@h/v", "sqs+https://h/"])
+def test_a_wrong_queue_url_says_what_is_expected_without_the_password(url: str) -> None:
+    with pytest.raises(ValueError, match="queue URL: ") as error:
+        parse_endpoint(url)
+    assert "word" not in str(error.value).replace("user:password", "")
+
+
+def test_a_trace_survives_a_round_trip_and_starts_at_zero(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv.gz"
+    assert write_trace(file, [Arrival(12.5, 2.0), Arrival(10.0, 1.0)]) == 2
+    assert read_trace(file) == [Arrival(0.0, 1.0), Arrival(2.5, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"time,work\n1,2\n"), "line 1 must be t_s,service_s"),
+        (gzip.compress(b"t_s,service_s\n1,x\n"), "line 2 must be two numbers"),
+        (gzip.compress(b"t_s,service_s\n1\n"), "line 2 must be two numbers"),
+        (gzip.compress(b"t_s,service_s\n2,1\n1,1\n"), "must be sorted by t_s"),
+        (b"t_s,service_s\n", "can't be read as a gzip file"),
+        (gzip.compress(b"t_s,service_s\n1,2\n")[:20], "can't be read as a gzip file"),
+    ],
+    ids=["header", "number", "column", "order", "not gzip", "cut off"],
+)
+def test_a_broken_trace_is_refused_with_a_reason(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "trace.csv.gz"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_trace(file)
+
+
+def test_the_trace_command_writes_what_its_seed_says(tmp_path: Path) -> None:
+    file = tmp_path / "out.csv.gz"
+    arguments = ["trace", str(file), "--load", "poisson:rate_per_second=2", "--duration", "100", "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    trace = read_trace(file)
+    assert json.loads(result.output) == {"requests": len(trace), "file": str(file)}
+    assert 150 < len(trace) < 250
+
+
+def test_a_wrong_pattern_ends_the_command_without_a_traceback(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["trace", str(tmp_path / "x"), "--load", "burst"])
+    assert result.exit_code == 2
+    assert "is unknown" in result.output
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.95, 95), (0.99, 99), (1.0, 100), (0.001, 1)], ids=str)
+def test_a_percentile_is_the_nearest_rank(share: float, expected: float) -> None:
+    assert percentile(range(1, 101), share) == expected
+
+
+def test_no_waits_have_no_percentile() -> None:
+    assert percentile([], 0.5) is None
+
+
+def counts(*, ready: int = 0, starting: int = 0) -> FleetCounts:
+    return FleetCounts(wanted=ready + starting, ready=ready, starting=starting, terminating=0, busy=0)
+
+
+def test_a_summary_counts_what_was_served_once_and_whether_zero_came_back() -> None:
+    recorder = Recorder()
+    recorder.on_sent([Arrival(0, 1), Arrival(0, 1)])
+    for moment, state in enumerate([counts(), counts(starting=1), counts(ready=3), counts()]):
+        recorder.note(float(moment), state)
+    for wait_seconds in (4.0, 4.0):
+        recorder.on_started("one")
+        recorder.on_served(Served("one", 0.0, wait_seconds, 5.0, 1.0))
+    assert (recorder.waiting, recorder.in_flight) == (1, 0)
+    summary = recorder.summary(gpu_seconds=12.0, starts=3, within_seconds=5.0)
+    assert (summary.requests, summary.served, summary.wait_p99_seconds, summary.within_share) == (2, 1, 4.0, 1.0)
+    assert (summary.most_replicas, summary.left_zero, summary.returned_to_zero) == (3, True, True)
+
+
+class _Broker:
+    """An in-process queue, for pods alone; the real brokers have tests of their own."""
+
+    def __init__(self) -> None:
+        self.waiting: asyncio.Queue[Message] = asyncio.Queue()
+        self.done_ids: list[str] = []
+        self.released_ids: list[str] = []
+
+    @asynccontextmanager
+    async def consumer(self, concurrency: int) -> Any:  # noqa: ARG002 - receive has its limit
+        yield self
+
+    async def receive(self, limit: int, wait_seconds: float) -> Sequence[Delivery]:
+        try:
+            async with asyncio.timeout(wait_seconds):
+                found = [await self.waiting.get()]
+        except TimeoutError:
+            return ()
+        while len(found) < limit and not self.waiting.empty():
+            found.append(self.waiting.get_nowait())
+        return [Delivery(message, None) for message in found]
+
+    async def done(self, delivery: Delivery) -> None:
+        self.done_ids.append(delivery.message.identity)
+
+    async def release(self, delivery: Delivery) -> None:
+        self.released_ids.append(delivery.message.identity)
+
+
+_: type[Consumer] = _Broker
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for belongs to the code under test
+            await asyncio.sleep(0.002)
+
+
+async def test_a_pod_serves_as_many_at_once_as_it_has_slots() -> None:
+    broker, most = _Broker(), 0
+    for index in range(7):
+        broker.waiting.put_nowait(Message(str(index), 0.0, 1.0))
+    async with Fleet(broker, Pace(speed=50), random.Random(1), concurrency=3) as fleet:
+        fleet.set_replicas(1)
+        async with asyncio.timeout(5):
+            while len(broker.done_ids) < 7:
+                most = max(most, fleet.counts().busy)
+                await asyncio.sleep(0.001)
+    assert most == 3
+
+
+async def test_a_pod_that_is_asked_to_stop_finishes_what_it_works_on_and_is_billed_until_then() -> None:
+    broker, pace = _Broker(), Pace(speed=50)
+    broker.waiting.put_nowait(Message("long", 0.0, 10.0))
+    async with Fleet(broker, pace, random.Random(1), phases=[Phase(name="load", mean_seconds=2, variation=0)]) as fleet:
+        fleet.set_replicas(1)
+        assert fleet.counts().starting == 1
+        await until(lambda: fleet.counts().busy == 1)
+        fleet.set_replicas(0)
+        broker.waiting.put_nowait(Message("late", 0.0, 1.0))
+        assert (fleet.counts().terminating, fleet.scale().status_replicas) == (1, 0)
+        await until(lambda: not fleet.pods)
+        assert broker.done_ids == ["long"]
+        assert fleet.gpu_seconds() == pytest.approx(12.0, abs=2.0)
+        assert fleet.cold_starts_seconds == [pytest.approx(2.0, abs=1.0)]
+    assert broker.waiting.qsize() == 1
+
+
+async def test_a_pod_past_its_grace_is_killed_and_its_work_goes_back() -> None:
+    broker = _Broker()
+    broker.waiting.put_nowait(Message("long", 0.0, 1000.0))
+    async with Fleet(broker, Pace(speed=50), random.Random(1), grace_seconds=2.0) as fleet:
+        fleet.set_replicas(1)
+        await until(lambda: fleet.counts().busy == 1)
+        fleet.set_replicas(0)
+        await until(lambda: not fleet.pods)
+        await until(lambda: broker.released_ids == ["long"])
+    assert broker.done_ids == []
+
+
+async def test_a_starting_pod_goes_at_once() -> None:
+    phases = [Phase(name="load", mean_seconds=1000, variation=0)]
+    async with Fleet(None, Pace(), random.Random(1), phases=phases) as fleet:
+        fleet.set_replicas(3)
+        fleet.set_replicas(1)
+        await until(lambda: len(fleet.pods) == 1)
+        assert fleet.pods[0].name == "pod-1"  # the newest go first
+        assert fleet.starts == 3
+
+
+def test_scale_in_takes_pods_that_are_not_ready_then_the_newest_ready() -> None:
+    def pod(name: str, created: float, ready: float | None) -> Pod:
+        state = PodState.STARTING if ready is None else PodState.READY
+        return Pod(name, created, 1, state=state, ready_at_seconds=ready)
+
+    pods = [pod("old", 0, 10), pod("slow", 1, 50), pod("starting", 2, None), pod("newest", 3, None)]
+    assert [found.name for found in sorted(pods, key=_deletion_order)] == ["newest", "starting", "slow", "old"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "label"),
+    [
+        (ExporterShape(), 'pod="pod-1"'),
+        (ExporterShape(exported_labels=True), 'exported_pod="pod-1"'),
+        (ExporterShape(old_labels=True), 'pod_name="pod-1"'),
+    ],
+    ids=["honor_labels", "exported", "old"],
+)
+def test_the_exporter_labels_gpus_as_dcgm_does(shape: ExporterShape, label: str) -> None:
+    pods = [
+        PodSeries(namespace="team-a", pod="pod-1", gpu_share=0.25, running=2, waiting=3, kv_cache_share=0.5),
+        PodSeries(namespace="team-a", pod="pod-2", gpu_share=1.0, serving=False, mig=("1g.10gb", "3")),
+    ]
+    with exported(lambda: pods, shape=shape) as url:
+        text = urlopen(url, timeout=5).read().decode()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    utilisation = [line for line in lines if line.startswith("DCGM_FI_DEV_GPU_UTIL")]
+    assert len(utilisation) == 1, "not measured for a MIG instance"
+    assert label in utilisation[0]
+    assert utilisation[0].endswith(" 25.0")
+    assert any("DCGM_FI_PROF_GR_ENGINE_ACTIVE" in line and 'GPU_I_ID="3"' in line for line in lines)
+    assert [line.rsplit(" ", 1)[1] for line in lines if line.startswith("vllm:num_requests_waiting")] == ["3.0"]
+
+
+def test_no_pods_have_no_series() -> None:
+    with exported(list) as url:
+        text = urlopen(url, timeout=5).read().decode()
+    assert [line for line in text.splitlines() if not line.startswith("#")] == []
