@@ -182,6 +182,7 @@ _EXTENSION_KEY = re.compile(r"[a-zA-Z]+")  # RFC 7628, 3.1
 _PARTITION_MAX = 2**31 - 1
 _SERVERS_MAX = 64
 _TOPICS_MAX = 100
+_GROUP_MAX = 1_000
 _MECHANISMS = {
     "plaintext": "PLAIN",
     "scram_sha256": "SCRAM-SHA-256",
@@ -271,6 +272,8 @@ def parse_config(values: Values) -> KafkaConfig:
     partitions = _partitions(values)
     endpoint = KafkaEndpoint(servers=_servers(values), tls=_tls(values), sasl=_sasl(values))
     group = values.text("consumerGroup") or ""
+    if len(group) > _GROUP_MAX or not group.isprintable():
+        values.problem("consumerGroup", f"expected at most {_GROUP_MAX} printable characters", value=group)
     _check_rules(values, has_topic=bool(topics) or values.failed("topic"))
     return KafkaConfig(
         endpoint=endpoint,
