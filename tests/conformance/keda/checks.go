@@ -233,17 +233,17 @@ func fractions(ctx context.Context, s *session) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	target, expected := "2500m", reading{7.25, true}
+	target, expected := 2.5, reading{7.25, true}
 	if s.readsIntegersOnly() {
-		target, expected = "3", reading{8, true}
+		target, expected = 3, reading{8, true}
 	}
-	if got := metric.Target.AverageValue.String(); got != target {
-		return "", fmt.Errorf("the target is %s, expected %s", got, target)
+	if got := metric.Target.AverageValue.AsApproximateFloat64(); got != target {
+		return "", fmt.Errorf("the target is %g, expected %g", got, target)
 	}
 	if err := pollUntil(ctx, config, scaler, expected); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("7.25 is seen as %g, target 2.5 as %s", expected.value, target), nil
+	return fmt.Sprintf("7.25 is seen as %g, target 2.5 as %g", expected.value, target), nil
 }
 
 // readsIntegersOnly says whether this KEDA is from before 2.17, whose proto has no float fields.

@@ -94,7 +94,6 @@ func (s *session) config(queueURL string, changes map[string]string) *scalerscon
 		ScalableObjectName:      s.object(""),
 		ScalableObjectNamespace: "team-a",
 		ScalableObjectType:      "ScaledObject",
-		TriggerType:             "external",
 		TriggerMetadata:         overriding(metadata, changes),
 		ResolvedEnv:             map[string]string{},
 		AuthParams:              map[string]string{},
@@ -205,7 +204,6 @@ type event struct {
 
 // push starts Run as KEDA's scale handler does, and reads its channel until the check ends.
 func push(ctx context.Context, config *scalersconfig.ScalerConfig) (*pushed, error) {
-	config.TriggerType = "external-push"
 	scaler, err := scalers.NewExternalPushScaler(config)
 	if err != nil {
 		return nil, fmt.Errorf("KEDA does not build its external-push scaler: %w", err)
