@@ -171,7 +171,8 @@ class World:
             case "stop", [name] if name in self._servers:
                 self._servers[name].stop()
             case "start", [name] if name in self._servers:
-                self._servers[name].start()
+                if not self._servers[name].is_running:
+                    self._servers[name].start()
             case _:
                 raise ValueError("not understood")
         return ""
