@@ -219,7 +219,7 @@ def main() -> int:
     parser.add_argument(
         "--serve",
         nargs="+",
-        default=[sys.executable, "-m", "scaler", "serve"],
+        default=[sys.executable, "-m", "scaler.cli", "serve"],
         help="what to start in place of `pilotlight serve`; it gets --config FILE",
     )
     parser.add_argument("--show-log", action="store_true", help="print the service's log at the end")
