@@ -220,7 +220,7 @@ async def call(awaitable: Awaitable[Any], *, what: str, timeout_seconds: float) 
         raise SourceUnavailable(
             f"{what}: TLS failed; check that the endpoint speaks TLS and its certificate is trusted"
         ) from err
-    except aws.HTTPClientError as err:  # also what a guard raised while connecting
+    except (aws.HTTPClientError, aws.ConnectionError) as err:  # also what a guard raised while connecting
         for cause in (err.kwargs.get("error"), err.__cause__, err.__context__):
             if isinstance(cause, (SourceDenied, SourceUnavailable)):
                 raise cause from err

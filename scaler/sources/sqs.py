@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -376,10 +377,10 @@ class _SqsClient:
         return made
 
     async def _make(self, service: str, endpoint_url: str | None) -> Any:
-        from aiobotocore.session import get_session  # noqa: PLC0415 - its client library loads on first use
-
+        # The library loads on first use, and in a thread: its import takes a second that no RPC should wait for.
+        library = await asyncio.to_thread(import_module, "aiobotocore.session")
         config, context = self._config, self._context
-        session = await asyncio.to_thread(get_session)
+        session = await asyncio.to_thread(library.get_session)
         if self._credentials is None:
             self._credentials = AwsCredentials(
                 config.identity or AwsIdentity(),

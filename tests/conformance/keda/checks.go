@@ -334,7 +334,7 @@ func missingQueue(ctx context.Context, s *session) (string, error) {
 func unreachableSource(ctx context.Context, s *session) (string, error) {
 	// Port 9 is "discard": nothing listens there.
 	config := s.config("http://127.0.0.1:9/123456789012/orders", map[string]string{"awsEndpoint": "http://127.0.0.1:9"})
-	return failingMetrics(ctx, config, 3*time.Second, "Unavailable")
+	return failingMetrics(ctx, config, 3*time.Second, "Unavailable", "can't be reached")
 }
 
 func unknownMetric(ctx context.Context, s *session) (string, error) {
