@@ -156,13 +156,14 @@ def start_kafka(
             plaintext_port=plaintext_port,
             outlives_us=outlives_us,
         )
-        if not outlives_us:
-            for process in cluster.nodes.values():
-                stack.callback(process.kill)
+        for process in cluster.nodes.values():
+            stack.callback(process.kill)
         for process in cluster.nodes.values():
             process.launch()
         for process in cluster.nodes.values():
             process.wait_ready()
+        if outlives_us:
+            stack.pop_all()
         yield cluster
 
 

@@ -35,6 +35,7 @@ CACHE = Path(os.environ.get("PILOTLIGHT_SERVICES_CACHE", REPOSITORY / "build" / 
 OPEN_FILES = 65_536  # the Erlang VM sizes its tables by this limit; container defaults of 10**9 would cost gigabytes
 PORTS = range(20_000, 32_000)  # below Linux' ephemeral range, so that no client takes the port of a stopped server
 STOP_SECONDS = 15.0
+LOG_LINE_CHARACTERS = 500  # a crashing Erlang VM writes its state in one line
 
 
 class ServiceUnavailableError(RuntimeError):
@@ -255,7 +256,8 @@ class ServerProcess:
         """Return the last lines that the server wrote."""
         if not self.log_path.exists():
             return ""
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        written = self.log_path.read_text(errors="replace").splitlines()
+        return "\n".join(line[:LOG_LINE_CHARACTERS] for line in written[-lines:])
 
     def _end(self, number: signal.Signals, timeout_seconds: float) -> None:
         process = self._process

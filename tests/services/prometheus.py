@@ -142,9 +142,10 @@ def start_prometheus(
                 outlives_us=outlives_us,
             ),
         )
-        if not outlives_us:
-            stack.callback(server.process.kill)
         server.process.start()
+        stack.callback(server.process.kill)
+        if outlives_us:
+            stack.pop_all()
         yield server
 
 

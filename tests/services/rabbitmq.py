@@ -111,6 +111,8 @@ class RabbitMQBroker(RabbitMQ):
     tokens: TokenIssuer
     """Makes tokens that the broker takes as password where `oauth=True`: scopes such as `rabbitmq.read:*/*`."""
     process: ServerProcess
+    port_mapper: ServerProcess
+    """Erlang's epmd; it stays up while the broker is down."""
 
     def kill(self) -> None:
         """End it as a crash would."""
@@ -151,6 +153,14 @@ def start_rabbitmq(
         certificate = authority.server("rabbitmq")
         tokens = TokenIssuer(audience=OAUTH_RESOURCE)
         mapper_port = free_port()
+        # started by us: the node would start one that outlives it
+        mapper = ServerProcess(
+            "epmd",
+            [install.epmd(), "-port", str(mapper_port), "-address", LOOPBACK],
+            folder=home,
+            is_ready=lambda: accepts_connections(LOOPBACK, mapper_port),
+            outlives_us=outlives_us,
+        )
         broker = RabbitMQBroker(
             host=LOOPBACK,
             amqp_port=amqp_port or free_port(),
@@ -159,6 +169,7 @@ def start_rabbitmq(
             https_port=free_port(),
             authority=authority,
             tokens=tokens,
+            port_mapper=mapper,
             process=ServerProcess(
                 "rabbitmq",
                 [install.rabbitmq_server()],
@@ -189,19 +200,12 @@ def start_rabbitmq(
         (home / "rabbitmq.conf").write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
         plugins = ["rabbitmq_management", *(["rabbitmq_auth_backend_oauth2"] if oauth else [])]
         (home / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
-        # started by us: the node would start one that outlives it
-        mapper = ServerProcess(
-            "epmd",
-            [install.epmd(), "-port", str(mapper_port), "-address", LOOPBACK],
-            folder=home,
-            is_ready=lambda: accepts_connections(LOOPBACK, mapper_port),
-            outlives_us=outlives_us,
-        )
         mapper.start()
-        if not outlives_us:
-            stack.callback(mapper.kill)
-            stack.callback(broker.process.kill)
+        stack.callback(mapper.kill)
         broker.process.start()
+        stack.callback(broker.process.kill)
+        if outlives_us:
+            stack.pop_all()
         yield broker
 
 
