@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scaler.readers import Subscriber
 
 # After a drain the sources' clients get this long to close before the process ends without them.
-_CLOSE_SECONDS = 3.0
+_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,6 @@ async def serve(
             upkeep = [group.create_task(evaluator.run()), group.create_task(watch_lag(telemetry))]
             for server in servers:
                 await server.start()
-            settle_garbage()
             ready(Serving(pid=os.getpid(), grpc=grpc_address, hints=hints_address, metrics=metrics_address))
             await stop.wait()
             health.drain()
@@ -111,10 +110,6 @@ async def serve(
             await asyncio.gather(*(server.stop(server_settings.drain_seconds) for server in servers))
             for task in upkeep:
                 task.cancel()
-            # Threads that hang in a client's library must not keep the process.
-            last_resort = threading.Timer(_CLOSE_SECONDS, os._exit, args=(0,))
-            last_resort.daemon = True
-            last_resort.start()
 
 
 def _bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None, setting: str) -> str:
@@ -153,10 +148,21 @@ async def _until_signal(settings: Settings, ready_file: Path | None) -> None:
     log = structlog.get_logger()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if stop.is_set():
+            return
+        stop.set()
+        # Threads that hang in a client's library must not keep the process.
+        last_resort = threading.Timer(settings.server.drain_seconds + _CLOSE_SECONDS, os._exit, args=(0,))
+        last_resort.daemon = True
+        last_resort.start()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
 
     def ready(serving: Serving) -> None:
+        settle_garbage()
         if ready_file is not None:
             # Whole or not at all: whoever waits for the file reads it at once.
             part = ready_file.with_name(f".{ready_file.name}.{serving.pid}")

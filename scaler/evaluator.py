@@ -19,7 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from scaler.core.decide import Memory, decide
 from scaler.core.model import Decision, Goals, ReplicaView, Sample
@@ -34,7 +34,6 @@ from scaler.errors import (
     bare,
     quoted,
 )
-from scaler.readers import Query, Readers
 from scaler.settings import Settings
 from scaler.telemetry import Telemetry, WorkloadFacts
 from scaler.trigger import Trigger, parse_trigger
@@ -63,6 +62,16 @@ _LARGEST_VALUE = 9.0e15
 Digest = bytes
 
 
+class Reading(Protocol):
+    """Who reads for workloads and hands the outcomes to `Evaluator.on_outcome`: `Readers`."""
+
+    def subscribe(self, trigger: Trigger, subscriber: Workload, *, private_addresses: bool) -> Any:
+        """Read from now on; what is returned is given back to `unsubscribe`. Raises LimitReached."""
+
+    def unsubscribe(self, query: Any, subscriber: Workload) -> None:
+        """Read no more."""
+
+
 class Stream:
     """One open StreamIsActive or StreamMetricSpec: a mailbox with one slot in which the latest message wins."""
 
@@ -84,6 +93,11 @@ class Stream:
         self._message = message
         if self._future is not None and not self._future.done():
             self._future.set_result(None)
+
+    def retract(self) -> None:
+        """Take back a `true` that the client has not got yet: `false` is the latest now."""
+        if self._message is True:
+            self._message = False
 
     async def take(self) -> object | None:
         """The next message; None when the stream shall end."""
@@ -146,7 +160,7 @@ class Workload:
         self.trigger = trigger
         self.scaled_object = scaled_object
         self.memory: Memory[Any] = Memory(state=trigger.policy.start())
-        self.query: Query | None = None
+        self.query: Any = None  # the handle of what is read for it; None where nothing is
         self.error: PilotlightError | None = None
         self.failing_since = math.inf
         # Until when `metrics_body` may be sent without a second look.
@@ -211,7 +225,7 @@ class Evaluator:
         self._telemetry = telemetry
         self._clock = clock
         self._chance = chance or Random()  # noqa: S311 - spreads load, guards nothing
-        self._readers: Readers | None = None
+        self._readers: Reading | None = None
         self._workloads: dict[Digest, Workload] = {}
         self._objects: dict[tuple[str, str], ScaledObject] = {}
         self._overflow: OrderedDict[Digest, Workload] = OrderedDict()
@@ -234,7 +248,7 @@ class Evaluator:
             scaler_streams=("Open push streams.", lambda: len(self._streams)),
         )
 
-    def attach(self, readers: Readers) -> None:
+    def attach(self, readers: Reading) -> None:
         """Read through `readers` from now on; they hand outcomes to `on_outcome`."""
         self._readers = readers
 
@@ -416,8 +430,8 @@ class Evaluator:
             self._failed(workload, err, now)
 
     def _stop_reading(self, workload: Workload) -> None:
-        if workload.query is not None:
-            Readers.unsubscribe(workload.query, workload)
+        if workload.query is not None and self._readers is not None:
+            self._readers.unsubscribe(workload.query, workload)
             workload.query = None
 
     def on_outcome(self, workload: Workload, outcome: object, now: float) -> None:
@@ -464,8 +478,11 @@ class Evaluator:
         self._wake(workload)
         if decision.active and not (before is not None and before.active):
             self._announce(workload, now)
-        elif before is None and not decision.active:
+        elif before is None:
             self._send(workload, active=False)
+        elif before.active and not decision.active:
+            for stream in workload.streams or ():
+                stream.retract()
 
     def _patience(self, workload: Workload) -> float:
         """How long after a reading the next one may come before its lack counts as a failure."""
@@ -685,9 +702,13 @@ class Evaluator:
                 if carrier is not workload:
                     self._leave_stream(stream)
                     self._lead_stream(carrier, stream)
-                    if carrier.memory.last is not None and carrier.memory.last.active and not stream.specs:
+                    if stream.specs:
+                        continue
+                    if carrier.memory.last is not None and carrier.memory.last.active:
                         stream.put(carrier.memory.last.active)
-                        self._plan_beat(carrier, self._clock())
+                    else:
+                        stream.retract()
+                    self._plan_beat(carrier, self._clock())
 
     def _inherit(self, workload: Workload) -> None:
         """A rotated secret doesn't make the last decision unknown."""
@@ -739,7 +760,7 @@ class Evaluator:
     def _sweep(self, workload: Workload, now: float) -> None:
         if len(workload.scaled_object.workloads) > 1:
             self._judge(workload.scaled_object)
-        if any(stream.home is workload for stream in self._streams_of(workload)):
+        if workload.streams or any(stream.home is workload for stream in self._streams_of(workload)):
             workload.touched_at = now
         patience = max(self._settings.reading.expiry_seconds, 3 * workload.interval_seconds)
         if now - workload.touched_at > patience:
@@ -755,6 +776,7 @@ class Evaluator:
         self._stop_reading(workload)
         del self._workloads[workload.digest]
         workload.scaled_object.workloads.remove(workload)
+        self._judge(workload.scaled_object)
         if workload.called_at > -math.inf:
             self._called[workload.digest] = workload.called_at
         if workload.memory.state is not None and not workload.superseded:

@@ -370,8 +370,7 @@ class Readers:
             task.add_done_callback(self._owned.remove)
         return reader.join(source.query(config), subscriber)
 
-    @staticmethod
-    def unsubscribe(query: Query, subscriber: Subscriber) -> None:
+    def unsubscribe(self, query: Query, subscriber: Subscriber) -> None:
         """Read no more for `subscriber`."""
         query.reader.leave(query, subscriber)
 
