@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -69,6 +69,16 @@ class ShellSettings:
         )
 
 
+async def until(condition: Callable[[], bool | Awaitable[bool]], *, seconds: float = 10.0) -> None:
+    """Ask `condition` again and again; TimeoutError where it does not come true."""
+    async with asyncio.timeout(seconds):
+        while True:
+            met = condition()
+            if met if isinstance(met, bool) else await met:
+                return
+            await asyncio.sleep(0.05)
+
+
 RunShell = Callable[..., AbstractAsyncContextManager[Shell]]
 
 
@@ -80,10 +90,13 @@ async def running(settings: ShellSettings | None = None) -> AsyncIterator[Shell]
     task = asyncio.create_task(
         serve((settings or ShellSettings()).settings(), ready=is_ready.set_result, stop=stop, clock=clock)
     )
-    await asyncio.wait({task, is_ready}, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        task.result()
-    serving = is_ready.result()
+
+    def ended(done: asyncio.Task[None]) -> None:
+        if not is_ready.done():
+            is_ready.set_exception(done.exception() or EOFError("it ended before it was ready"))
+
+    task.add_done_callback(ended)
+    serving = await is_ready
     assert serving.hints is not None
     try:
         async with grpc.aio.insecure_channel(serving.grpc) as keda, grpc.aio.insecure_channel(serving.hints) as hints:

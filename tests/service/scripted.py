@@ -127,9 +127,7 @@ class Scripted(Source[ScriptedConfig, str, float]):
     def open(self, config: ScriptedConfig, context: SourceContext) -> AbstractAsyncContextManager[Client]:
         return _open(config, context)
 
-    def sample(
-        self, config: ScriptedConfig, reading: float, *, now_seconds: float, view: ReplicaView | None
-    ) -> Sample:
+    def sample(self, config: ScriptedConfig, reading: float, *, now_seconds: float, view: ReplicaView | None) -> Sample:
         if reading < 0:
             raise SourceNoData(f'object "{config.thing}" has no series')
         return Sample(

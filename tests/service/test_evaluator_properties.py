@@ -11,7 +11,14 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from scaler.core.model import Decision, ReplicaView
 from scaler.errors import PilotlightError, SourceDenied, SourceError, SourceTimeout, SourceUnavailable
@@ -56,7 +63,8 @@ def taken(stream: Stream) -> object | None:
     try:
         stream.take().send(None)
     except StopIteration as done:
-        return done.value
+        message: object | None = done.value
+        return message
     raise AssertionError("take waits though there is a message")
 
 
@@ -137,7 +145,9 @@ class WorkloadLife(RuleBasedStateMachine):
         self.outcome(value, thing, secret)
 
     @rule(
-        error=st.sampled_from([SourceUnavailable("gone"), SourceDenied("refused"), SourceTimeout("slow"), -1.0, math.nan]),
+        error=st.sampled_from(
+            [SourceUnavailable("gone"), SourceDenied("refused"), SourceTimeout("slow"), -1.0, math.nan]
+        ),
         thing=things,
         secret=secrets,
     )
