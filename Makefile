@@ -1,8 +1,113 @@
+# Every target works from a clean clone with nothing but Python 3.11 or newer (and, for `test`, root or sudo on Debian to
+# install brokers). Nothing here needs a container engine; where one answers, the tests use it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# how long `make demo` runs
+DURATION ?= 90
+# more words for pytest, as in `make test ARGS="-k kafka -x"`
+ARGS ?=
+
+# where services of `make services-up` are; without that file the tests start their own
+-include build/services/env
+export PILOTLIGHT_TEST_KAFKA PILOTLIGHT_TEST_RABBITMQ_AMQP PILOTLIGHT_TEST_RABBITMQ_HTTP
+export PILOTLIGHT_TEST_PROMETHEUS PILOTLIGHT_TEST_SQS
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- using it ---------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(VENV)/.demo ## a queue, bursts, simulated GPU pods and the scaler, for DURATION seconds (90)
+	$(BIN)/pilotlight demo --duration $(DURATION)
+
+# --- testing it -------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: $(VENV)/.test ## all tests, against real brokers that it installs and starts; ARGS="-k kafka" chooses
+	$(BIN)/python -m tests.services install
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.test ## style, types, import contracts, and that everything generated is current
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m scaler.cli docs --check
+	$(BIN)/python -m pytest -q tests/test_generated.py tests/test_compose.py
+
+.PHONY: services-up
+services-up: $(VENV)/.test ## start the brokers of the tests and leave them running, for several test runs
+	$(BIN)/python -m tests.services up
+
+.PHONY: services-down
+services-down: $(VENV)/.test ## stop them and forget their data
+	$(BIN)/python -m tests.services down
+
+.PHONY: conformance-keda
+conformance-keda: $(VENV)/.test ## KEDA's own scalers, compiled from its Go module, against the service (minutes; needs Go)
+	$(BIN)/python -m tests.conformance.keda.run $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.test ## speed and size against the goals of the design, as JSON
+	$(BIN)/python -m tests.bench $(ARGS)
+
+# --- writing what is generated ----------------------------------------------------------------------------------------
 
 .PHONY: protos
-protos: ## write scaler/_generated from protos/
+protos: $(VENV)/.test ## write scaler/_generated from protos/
 	$(BIN)/python -m grpc_tools.protoc -Iscaler/_generated=protos --python_out=. --pyi_out=. --grpc_python_out=. \
 	  scaler/_generated/externalscaler.proto scaler/_generated/pilotlight.proto
+
+.PHONY: docs
+docs: $(VENV)/.test ## write docs/sources.md from the definitions in the code
+	$(BIN)/python -m scaler.cli docs
+
+.PHONY: results
+results: $(VENV)/.test ## run the benchmark and keep its figures in docs/results/bench.json
+	mkdir -p docs/results build
+	$(BIN)/python -m tests.bench $(ARGS) > build/bench.json
+	cp build/bench.json docs/results/bench.json
+
+# Universal locks with hashes, for Python 3.11 and newer on every platform. They name no package index, so that pip takes
+# the one that is set up on the machine.
+COMPILE := build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml locks/build.in
+
+.PHONY: lock
+lock: build/uv/bin/uv ## write locks/ anew with the newest versions that fit pyproject.toml
+	$(COMPILE) --upgrade --extra test --output-file locks/test.txt
+	$(COMPILE) --upgrade --extra demo --constraint locks/test.txt --output-file locks/demo.txt
+
+build/uv/bin/uv:
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/pip install --quiet uv
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+.PHONY: clean
+clean: ## remove the environment and everything built; stop `make services-up` first
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Debian splits `venv` from Python; as root it is installed, else Python's own message says what is missing.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is too old or missing: Python 3.11 or newer is needed (make PYTHON=python3.12 ...)" >&2; exit 1; }
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get -q update && apt-get -q install --yes --no-install-recommends python3-venv; } || true
+	$(PYTHON) -m venv $(VENV)
+
+# a lock is installed again when it or the project's metadata has changed
+$(VENV)/.%: locks/%.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -29,6 +29,7 @@ from tests.services.process import (
     ServiceUnavailableError,
     accepts_connections,
     free_port,
+    wait_until,
 )
 from tests.services.prometheus import start_prometheus
 from tests.services.rabbitmq import start_rabbitmq
@@ -147,7 +148,10 @@ def _end(pid: int, created: float) -> None:
         process = psutil.Process(pid)
         if abs(process.create_time() - created) < 1:
             os.killpg(pid, signal.SIGKILL)
-            process.wait(STOP_SECONDS)
+            # not process.wait(): it also waits for its new parent to fetch the exit status
+            wait_until(
+                lambda: process.status() == psutil.STATUS_ZOMBIE, what=f"end of {pid}", timeout_seconds=STOP_SECONDS
+            )
 
 
 def env() -> None:
