@@ -20,7 +20,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from loadgen.consumers import open_pool
 from loadgen.endpoints import Endpoint, parse_endpoint
@@ -28,9 +27,10 @@ from loadgen.experiment import Experiment, Plan
 from loadgen.exporter import ExporterShape, PodSeries, exported
 from loadgen.keda import ScaledObject, Trigger
 from loadgen.pace import Pace
-from loadgen.results import Point, Summary
+from loadgen.results import Point
 from loadgen.senders import open_sender, send_arrivals
 from loadgen.traces import read_trace, write_trace
+from loadgen.view import summary_table
 from loadgen.workers import Fleet, cold_start
 from scaler.simulator.arrivals import Arrival, Service, generate, parse_pattern, replay
 from scaler.simulator.rules import KedaSpec
@@ -218,27 +218,6 @@ def export(
     with exported(lambda: series, shape=ExporterShape(exported_labels=exported_labels), host=host, port=port) as url:
         typer.echo(url)
         asyncio.run(_until_interrupted())
-
-
-def summary_table(summary: Summary, *, title: str, within_seconds: float | None = None) -> Table:
-    """The figures for people."""
-
-    def seconds(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1f} s"
-
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_row("requests", f"{summary.requests}, served {summary.served}")
-    table.add_row("wait p50", seconds(summary.wait_p50_seconds))
-    table.add_row("wait p95", seconds(summary.wait_p95_seconds))
-    table.add_row("wait p99", seconds(summary.wait_p99_seconds))
-    if summary.within_share is not None and within_seconds is not None:
-        table.add_row(f"within {within_seconds:g} s", f"{100 * summary.within_share:.1f} %")
-    table.add_row("GPU-seconds", f"{summary.gpu_seconds:.0f}")
-    table.add_row("replica starts", str(summary.starts))
-    table.add_row("most replicas", str(summary.most_replicas))
-    zero = "left and reached again" if summary.returned_to_zero else "left" if summary.left_zero else "never left"
-    table.add_row("scale to zero", zero)
-    return table
 
 
 def write_trace_file(path: Path, arrivals: list[Arrival]) -> None:

@@ -30,7 +30,7 @@ class Plan:
 
     `scaled_object` None: no KEDA, `fixed_replicas` pods from the start. `hints_address`: where replicas are
     reported; None: the scaler works without a view. `settle_seconds`: the run goes on after the load until it is
-    worked off and the pods are gone, at most this long (and not past `stop_at_seconds`).
+    worked off and the pods are gone, at most this long, and then for `linger_seconds`; not past `stop_at_seconds`.
     """
 
     endpoint: Endpoint
@@ -47,6 +47,7 @@ class Plan:
     within_seconds: float | None = None
     start_at_seconds: float = 0.0
     settle_seconds: float = 600.0
+    linger_seconds: float = 0.0
     stop_at_seconds: float | None = None
 
 
@@ -136,6 +137,7 @@ class Experiment:
     async def _until_done(self, load: asyncio.Task[None], background: Sequence[asyncio.Task[None]]) -> None:
         """Until the load is sent, worked off and the pods are gone, or a time limit; a failed part fails the run."""
         load_ended_at_seconds: float | None = None
+        done_at_seconds: float | None = None
         while True:
             await asyncio.sleep(SAMPLE_SECONDS / 2)
             for task in background:
@@ -151,7 +153,12 @@ class Experiment:
             worked_off = self.recorder.waiting == 0 and self.recorder.in_flight == 0
             assert self.fleet is not None
             gone = self.plan.scaled_object is None or not self.fleet.pods
-            if (worked_off and gone) or now_seconds > load_ended_at_seconds + self.plan.settle_seconds:
+            if not (worked_off and gone):
+                done_at_seconds = None
+            elif done_at_seconds is None:
+                done_at_seconds = now_seconds
+            lingered = done_at_seconds is not None and now_seconds >= done_at_seconds + self.plan.linger_seconds
+            if lingered or now_seconds > load_ended_at_seconds + self.plan.settle_seconds:
                 self._point()
                 return
 
