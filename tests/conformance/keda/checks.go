@@ -116,9 +116,12 @@ func valueFollowsTheQueue(ctx context.Context, s *session) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	first, err := poll(ctx, config, scaler) // the very first call may wait for the broker, and must answer
+	first, err := poll(ctx, config, scaler)
+	if err != nil { // a process that has just started may answer UNAVAILABLE; KEDA retries exactly once, at once
+		first, err = poll(ctx, config, scaler)
+	}
 	if err != nil {
-		return "", fmt.Errorf("first poll: %w", err)
+		return "", fmt.Errorf("first poll and its retry: %w", err)
 	}
 	if (first != reading{0, false}) {
 		return "", fmt.Errorf("KEDA sees %s in an empty queue", first)
