@@ -270,9 +270,7 @@ class KafkaClient:
             self._coordinators.pop(group, None)
         by_node: dict[int, list[str]] = defaultdict(list)
         for group, place in (await self._locate(moved)).items():
-            if isinstance(place, SourceError):
-                fetched[group] = place
-            else:
+            if isinstance(place, int):  # else what it failed with first tells more
                 by_node[place].append(group)
         for other, its in by_node.items():
             if other not in self._brokers or self._brokers[other].failing:
@@ -410,8 +408,8 @@ class KafkaClient:
         self._suspect |= topics
         try:
             await self._look_up(topics)
-        except SourceError as err:
-            listed.update(dict.fromkeys(moved, err))
+        except SourceError:  # what it failed with first tells more
+            listed.update({place: _plain(outcome) for place, outcome in listed.items() if isinstance(outcome, _Moved)})
             return listed
         again: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for topic, partition in moved:
