@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka import errors as kafka_errors
-from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol, CloseReason
+from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol, CloseReason, OAuthAuthenticator
 from aiokafka.util import create_future
 
 from scaler.errors import SourceDenied, SourceError, SourceTimeout, SourceUnavailable, quoted
@@ -105,6 +105,10 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka ships n
             this._handle_frame(answer)  # noqa: SLF001 - its own
             del this
 
+    def authenticator_oauth(self) -> Any:
+        """Its parent's takes the broker's refusal for a success."""
+        return _OAuthAuthenticator(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
+
     async def closed(self) -> None:
         """Wait until the transport is closed, at most a second."""
         if self._closed_fut is not None:
@@ -115,6 +119,17 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka ships n
         """The versions of each API that the broker has."""
         found: dict[int, tuple[int, int]] = self._versions
         return found
+
+
+class _OAuthAuthenticator(OAuthAuthenticator):  # type: ignore[misc]  # aiokafka ships no types
+    """aiokafka's exchange and its end: a refusal is JSON in an answer without an error code (RFC 7628, 3.2.2)."""
+
+    async def step(self, payload: bytes | None) -> tuple[bytes, bool] | None:
+        """The next message, or None at the end."""
+        if payload:
+            raise kafka_errors.SaslAuthenticationFailed
+        following: tuple[bytes, bool] | None = await super().step(payload)
+        return following
 
 
 class _Reset(ConnectionError):
