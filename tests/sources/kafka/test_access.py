@@ -7,6 +7,7 @@ import base64
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -298,12 +299,18 @@ async def test_an_endpoint_that_answers_oddly(answer: str | None, kind: type[Sou
             head, _, body = answer.partition("\r\n\r\n")
             outgoing.write(f"{head.strip()}\r\nConnection: close\r\n\r\n{body}".encode())
         outgoing.close()
+        with suppress(ConnectionError):
+            await outgoing.wait_closed()
+        done.set()
+
+    done = asyncio.Event()
 
     server = await asyncio.start_server(serve, LOOPBACK, 0)
     port = server.sockets[0].getsockname()[1]
     async with server:
         with pytest.raises(kind) as caught:
             await tokens(f"http://{LOOPBACK}:{port}/token").token()
+        await asyncio.wait_for(done.wait(), 5)
     assert type(caught.value) is kind
     assert f"{port}" in str(caught.value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 
 import pytest
 import pytest_asyncio
@@ -255,6 +256,8 @@ async def test_what_listens_is_no_broker(said: bytes, expected: str) -> None:
         outgoing.write(said)
         await outgoing.drain()
         outgoing.close()
+        with suppress(ConnectionError):
+            await outgoing.wait_closed()
 
     server = await asyncio.start_server(serve, LOOPBACK, 0)
     port = server.sockets[0].getsockname()[1]
