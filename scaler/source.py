@@ -133,6 +133,14 @@ class Source(ABC, Generic[ConfigT, QueryT, ReadingT]):
         there for the presets whose series vanish at zero replicas.
         """
 
+    def vanishes_at_zero(self, config: ConfigT) -> bool:  # noqa: ARG002 - most sources outlive their consumers
+        """Whether at zero replicas nothing is left to read, so that nothing would wake the workload.
+
+        Such a trigger needs a minimum of one replica, or somebody who sees the replicas and another trigger
+        that wakes.
+        """
+        return False
+
     def warnings(self, config: ConfigT) -> tuple[str, ...]:  # noqa: ARG002 - most sources have none
         """What a person should know about this configuration though it works."""
         return ()
