@@ -141,7 +141,6 @@ class PrometheusClient:
         self._busy.add(session)
         loop = asyncio.get_running_loop()
         future = self._threads.submit(session.ask, question, texts, **how)
-        answering = asyncio.wrap_future(future)
 
         def finished(done: Future[Answer]) -> None:
             """In the thread: hand the session back to the loop."""
@@ -154,7 +153,8 @@ class PrometheusClient:
             if waited.cancelled():
                 session.abort()
 
-        future.add_done_callback(finished)
+        future.add_done_callback(finished)  # before whoever waits learns of it, who may ask again
+        answering = asyncio.wrap_future(future)
         answering.add_done_callback(given_up)
         return answering
 

@@ -241,6 +241,13 @@ def _address(values: Values) -> tuple[str, str, int]:
     if text is None:
         return "", "", 0
     expected = "expected an http or https URL such as http://prometheus.monitoring:9090"
+    # Where it may hold a password, the value is not repeated.
+    if "@" in text:
+        values.problem("serverAddress", "it may not hold user and password; use authModes basic, or a connection")
+        return "", "", 0
+    if "?" in text or "#" in text:
+        values.problem("serverAddress", "it may not have a query or fragment; use queryParameters")
+        return "", "", 0
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -248,18 +255,9 @@ def _address(values: Values) -> tuple[str, str, int]:
     except ValueError:
         values.problem("serverAddress", expected, value=text)
         return "", "", 0
-    if parts.username is not None or parts.password is not None or "@" in parts.netloc:
-        # The value is not repeated: it holds a password.
-        values.problem("serverAddress", "it may not hold user and password; use authModes basic, or a connection")
-        return "", "", 0
     fine = parts.scheme in {"http", "https"} and host and port != 0
     if not fine or any(character <= " " or character == "\x7f" for character in text):
         values.problem("serverAddress", expected, value=text)
-        return "", "", 0
-    if parts.query or parts.fragment or "?" in text or "#" in text:
-        values.problem(
-            "serverAddress", "it may not have a query or fragment; use queryParameters", value=f"{parts.path}?"
-        )
         return "", "", 0
     try:
         host.encode("idna")

@@ -73,7 +73,7 @@ def read_result(kind: object, result: object, *, what: str) -> Result:
     """
     if kind is None:
         kind = "vector" if isinstance(result, list) and all(isinstance(item, dict) for item in result) else "scalar"
-    if kind in {"scalar", "string"}:
+    if kind == "scalar" or kind == "string":  # noqa: PLR1714 - it may be anything, unhashable too
         return Result(kind=str(kind), series=(_series({}, result, what),))
     if kind != "vector" or not isinstance(result, list):
         raise SourceUnavailable(

@@ -130,6 +130,11 @@ class _TlsConnection(HTTPSConnection):
     def _new_conn(self) -> socket.socket:
         return self._line.connect(self.port)
 
+    def connect(self) -> None:
+        super().connect()
+        # Where it isn't, the trigger said so and was warned: urllib3 need not warn at each connection too.
+        self.is_verified = True
+
 
 class _PlainPool(urllib3.HTTPConnectionPool):
     ConnectionCls = _PlainConnection
@@ -470,7 +475,7 @@ class Session:
         left_seconds = max(self._adapter.deadline_at_seconds - time.monotonic(), 0.001)
         parameters = dict(question.parameters)
         # The server need not go on once nobody listens any more.
-        parameters["timeout"] = f"{left_seconds:.3f}s"
+        parameters["timeout"] = f"{left_seconds:.3f}"  # seconds
         if self._server.api_key is not None and self._server.api_key_parameter is not None:
             parameters[self._server.api_key_parameter] = self._server.api_key.reveal()
         what = f"prometheus at {self._server.name}"
