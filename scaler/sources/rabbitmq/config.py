@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from typing import Any
@@ -62,7 +62,7 @@ class Server:
     host: str
     port: int
     base_path: str = ""
-    tls: ClientTls = ClientTls()
+    tls: ClientTls = field(default_factory=ClientTls)
     username: Secret | None = None
     password: Secret | None = None
     oauth: OAuth | None = None
@@ -424,7 +424,9 @@ def _uri(values: Values) -> tuple[str, str, int, str, Secret | None, Secret | No
     amqp = parts.scheme in ("amqp", "amqps")
     wanted = values.text("protocol") or "auto"
     if wanted != "auto" and (wanted == "amqp") != amqp:
-        values.problem("protocol", f"it does not fit host, whose scheme is {parts.scheme}; leave it at auto", value=wanted)
+        values.problem(
+            "protocol", f"it does not fit host, whose scheme is {parts.scheme}; leave it at auto", value=wanted
+        )
     user = None if parts.username is None else Secret(_decoded(parts.username), what="user in host")
     password = None if parts.password is None else Secret(_decoded(parts.password), what="password in host")
     if any("\N{REPLACEMENT CHARACTER}" in secret.reveal() for secret in (user, password) if secret is not None):
@@ -473,9 +475,7 @@ def _vhost(values: Values, path: str, *, amqp: bool) -> str:
     else:
         vhost = _decoded(path.rsplit("/", 1)[-1])
     if "\N{REPLACEMENT CHARACTER}" in vhost or len(vhost.encode("utf-8", "replace")) > _NAME_BYTES:
-        values.problem(
-            "vhostName" if named else "host", f"a virtual host's name is UTF-8, at most {_NAME_BYTES} bytes"
-        )
+        values.problem("vhostName" if named else "host", f"a virtual host's name is UTF-8, at most {_NAME_BYTES} bytes")
     return vhost or "/"
 
 

@@ -16,6 +16,8 @@ from scaler.sources.rabbitmq.config import Mode, RabbitConfig
 # The least rate that RabbitMQ's statistics can show: one message in an interval of 5 s. "Nothing was
 # delivered" therefore says no more than "fewer than this per second".
 LEAST_RATE_PER_SECOND = 0.2
+_SMALLEST_RATE = 1e-6
+_GREATEST_AMOUNT = 1e15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +57,7 @@ NOTHING = Counts(ready=0.0, unacknowledged=0.0, consumers=0.0)
 
 def one(counts: Counts, at_seconds: float) -> Reading:
     """The reading of a single queue."""
-    return Reading(
-        at_seconds=at_seconds, queues=1, total=counts, greatest=counts, greatest_messages=counts.messages
-    )
+    return Reading(at_seconds=at_seconds, queues=1, total=counts, greatest=counts, greatest_messages=counts.messages)
 
 
 def several(queues: Iterable[Counts], at_seconds: float) -> Reading:
@@ -65,9 +65,12 @@ def several(queues: Iterable[Counts], at_seconds: float) -> Reading:
     found = tuple(queues)
     if not found:
         return Reading(at_seconds=at_seconds, queues=0, total=NOTHING, greatest=NOTHING, greatest_messages=0.0)
+    # Totals since the start are left out: a queue that is deleted takes its part along, which looks like a restart.
     sums: dict[str, float | None] = {}
     tops: dict[str, float | None] = {}
     for field in fields(Counts):
+        if field.name in ("published_total", "completed_total"):
+            continue
         known = [value for counts in found if (value := getattr(counts, field.name)) is not None]
         sums[field.name] = math.fsum(known) if known else None
         tops[field.name] = max(known) if known else None
@@ -209,10 +212,14 @@ def _number(value: object) -> float | None:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) and number >= 0 else None
+    return min(number, _GREATEST_AMOUNT) if math.isfinite(number) and number >= 0 else None
 
 
 def _rate(stats: Mapping[str, object], name: str) -> float:
-    """Messages per second; absent means that there was no traffic of the kind."""
+    """Messages per second; absent means that there was no traffic of the kind.
+
+    Bounded on both sides, so that quotients stay finite whatever a server says.
+    """
     details = stats.get(name)
-    return (_number(details.get("rate")) if isinstance(details, Mapping) else None) or 0.0
+    rate = (_number(details.get("rate")) if isinstance(details, Mapping) else None) or 0.0
+    return 0.0 if rate < _SMALLEST_RATE else min(rate, _GREATEST_AMOUNT)
