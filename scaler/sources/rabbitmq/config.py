@@ -474,8 +474,9 @@ def _vhost(values: Values, path: str, *, amqp: bool) -> str:
         vhost = _decoded(path[1:])
     else:
         vhost = _decoded(path.rsplit("/", 1)[-1])
-    if "\N{REPLACEMENT CHARACTER}" in vhost or len(vhost.encode("utf-8", "replace")) > _NAME_BYTES:
-        values.problem("vhostName" if named else "host", f"a virtual host's name is UTF-8, at most {_NAME_BYTES} bytes")
+    limit = 127 if amqp else _NAME_BYTES  # AMQP's type path; RabbitMQ itself takes longer names
+    if "\N{REPLACEMENT CHARACTER}" in vhost or len(vhost.encode("utf-8", "replace")) > limit:
+        values.problem("vhostName" if named else "host", f"a virtual host's name is UTF-8, at most {limit} bytes")
     return vhost or "/"
 
 
