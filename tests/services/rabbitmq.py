@@ -190,6 +190,10 @@ def start_rabbitmq(
             "management.ssl.port": str(broker.https_port),
             **_tls("management.ssl", authority, certificate.certificate_path, certificate.key_path),
             "collect_statistics_interval": str(statistics_milliseconds),
+            # The management API adds up by the finest of these, 5 s by default, whatever the pace of collecting.
+            "management.sample_retention_policies.global.minute": "1",
+            "management.sample_retention_policies.basic.minute": "1",
+            "management.sample_retention_policies.detailed.10": "1",
             "disk_free_limit.absolute": "50MB",
             "log.console": "true",
             "log.console.level": "info",
