@@ -5,6 +5,7 @@ They are shared: give queues, topics, groups and series names of your own (`test
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Service = TypeVar("Service")
+
+
+def pytest_configure() -> None:
+    """Keep pytest-asyncio 1.5 from making an event loop that it never closes.
+
+    Before the first asynchronous test it asks for the current loop, to restore it later, and asyncio makes one, but not
+    once a loop was set, be it None. The warning of the unclosed loop fails some test at random.
+    """
+    asyncio.set_event_loop(None)
 
 
 @pytest.fixture(scope="session")
