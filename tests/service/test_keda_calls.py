@@ -122,7 +122,7 @@ async def settled(keda: Keda, wanted: tuple[float, float, bool]) -> None:
         except grpc.aio.AioRpcError:
             return False
 
-    await until(reached)
+    await until(reached, seconds=20)
 
 
 async def test_a_poll_gets_value_target_and_activity_of_one_evaluation(
