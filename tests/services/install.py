@@ -10,10 +10,13 @@ import functools
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from tests.services.process import CACHE, ServiceUnavailableError
 
@@ -82,6 +85,20 @@ def _packages_start_no_services() -> Iterator[None]:
         POLICY.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _no_port_mapper_left() -> Iterator[None]:
+    """RabbitMQ's package starts an epmd of its own on all addresses when it is installed, and leaves it there."""
+    before = _port_mappers()
+    yield
+    for pid in _port_mappers() - before:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def _port_mappers() -> set[int]:
+    return {process.pid for process in psutil.process_iter(["name"]) if process.info["name"] == "epmd"}
+
+
 def _apt_install(*packages: str) -> None:
     by_hand = f"Install {', '.join(packages)} by hand, run a container engine, or set the PILOTLIGHT_TEST_* addresses."
     if shutil.which("apt-get") is None:
@@ -102,7 +119,7 @@ def _apt_install(*packages: str) -> None:
         "-o",
         "DPkg::Lock::Timeout=600",
     ]
-    with _packages_start_no_services():
+    with _packages_start_no_services(), _no_port_mapper_left():
         _run([*apt, "update"], timeout_seconds=APT_SECONDS, what_to_do=by_hand)
         _run(
             [*apt, "install", "--yes", "--no-install-recommends", *packages],
