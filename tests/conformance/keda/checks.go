@@ -557,7 +557,7 @@ func serverRestart(ctx context.Context, s *session) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	scaler, err := polled(ctx, s.config(url, nil))
+	scaler, err := polled(ctx, config) // the same trigger: another one would take its place in the service
 	if err != nil {
 		return "", err
 	}
