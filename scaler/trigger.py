@@ -260,6 +260,14 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
             refusal = _metadata_refusal(given, namespace, settings)
         else:
             refusal = _connection_refusal(source.resources(config), connection)
+    warnings = (*_retired(parameters, raw), *source.warnings(config))
+    if source.vanishes_at_zero(config) and goals.min_replicas < 1:
+        warnings += (
+            (
+                "minReplicas 0: at zero replicas nothing is left to read, so nothing here wakes the workload; add a "
+                "wakeQuery or another trigger that wakes, or keep one replica and say minReplicas 1"
+            ),
+        )
     answer = "" if goals.answer == "demand" else f"{goals.answer}-"
     return Trigger(
         namespace=namespace,
@@ -277,7 +285,7 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
         heartbeat_seconds=values.number("heartbeatSeconds") or 20.0,
         dry_run=values.flag("dryRun"),
         warm_for=values.text("warmFor"),
-        warnings=(*_retired(parameters, raw), *source.warnings(config)),
+        warnings=warnings,
         refusal=refusal,
     )
 

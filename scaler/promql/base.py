@@ -78,12 +78,12 @@ class PromQLSource(Source[ConfigT, Question, Answer]):
         return (*server_warnings(config.common.server), *config.common.warnings)
 
 
-def parse_common(values: Values, *, warnings: tuple[str, ...] = ()) -> Common:
-    """The common part of a trigger, with problems reported."""
+def parse_common(values: Values, *, threshold: float = 1.0, warnings: tuple[str, ...] = ()) -> Common:
+    """The common part of a trigger, with problems reported; `threshold` stands where it says none."""
     wake = query_text(values, "wakeQuery")
     return Common(
         server=parse_server(values),
-        threshold=values.number("threshold") or 1.0,
+        threshold=values.number("threshold") or threshold,
         activation_threshold=values.number("activationThreshold") or 0.0,
         wake_query=wake,
         zero_on_no_data=values.text("onNoData") == "zero",
