@@ -239,11 +239,11 @@ class _Adapter(BaseAdapter):
         if document.get("status", "success") != "success":
             raise SourceUnavailable(f"{self._what}: it answers with an error")
         data = document.get("data")
-        if not isinstance(data, Mapping):
-            data = {"resultType": "vector", "result": []}
+        if not isinstance(data, Mapping) or "result" not in data:  # KEDA takes this for an empty result
+            raise SourceMissing(f"{self._what}: the answer is not one of the Prometheus API; check serverAddress")
         self.result_kind = data.get("resultType")
         parsed = _Parsed()
-        parsed.document = {"data": {"result": data.get("result", [])}}
+        parsed.document = {"data": {"result": data["result"]}}
         parsed.status_code = raw.status
         parsed.headers = CaseInsensitiveDict(raw.headers)
         parsed.url = request.url or ""

@@ -6,6 +6,17 @@ from collections.abc import Callable
 
 SECRET = "hunter2-never-shown"
 
+
+def _preset(host: str, port: int) -> dict[str, str]:
+    return {
+        "serverAddress": f"http://{host}:{port}",
+        "namespace": "team-a",
+        "workload": "llama",
+        "authModes": "bearer",
+        "bearerToken": SECRET,
+    }
+
+
 _OPENED: dict[str, Callable[[str, int], dict[str, str]]] = {
     "sqs": lambda host, port: {
         "queueURL": f"http://{host}:{port}/123456789012/orders",
@@ -32,6 +43,7 @@ _OPENED: dict[str, Callable[[str, int], dict[str, str]]] = {
         "authModes": "bearer",
         "bearerToken": SECRET,
     },
+    **dict.fromkeys(("dcgm", "sglang", "tgi", "triton", "vllm"), _preset),
 }
 
 

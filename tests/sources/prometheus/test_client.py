@@ -246,6 +246,9 @@ def test_the_signature_is_that_of_sigv4() -> None:
         (Reply(b"\xff\xfe\x00s3cr3t"), SourceMissing, "not JSON"),
         (Reply(b'"s3cr3t"'), SourceMissing, "not JSON"),
         (Reply(b""), SourceMissing, "not JSON"),
+        (Reply(b"{}"), SourceMissing, "not one of the Prometheus API"),  # KEDA: an empty result, so 0
+        (Reply(b'{"status":"success","data":{}}'), SourceMissing, "not one of the Prometheus API"),
+        (Reply(b'{"status":"success","data":null}'), SourceMissing, "not one of the Prometheus API"),
         (Reply(b"[" * 200_000), SourceMissing, "not JSON"),
         (Reply(b'{"a":' * 200_000), SourceMissing, "not JSON"),
         (Reply(b'{"status":"error","error":"s3cr3t"}'), SourceUnavailable, "error"),
