@@ -151,6 +151,7 @@ class Broker:
         self.port = port
         self.requests = 0
         self.connections = 0
+        self.one_by_one = asyncio.Lock()  # for requests that are paced
         self._security = security
         self._context = context
         self._connection: _Connection | None = None

@@ -23,6 +23,8 @@ from aiokafka.protocol.api import RequestHeader_v1, RequestHeader_v2, ResponseHe
 
 LIST_OFFSETS, METADATA, OFFSET_FETCH, FIND_COORDINATOR = 2, 3, 9, 10
 LATEST, EARLIEST = -1, -2
+# The largest clusters have some hundreds; who runs one may be hostile.
+_BROKERS_MAX = 5_000
 
 _INT8, _INT16, _INT32, _INT64 = (struct.Struct(f">{code}") for code in "bhiq")
 # ListOffsets 1: partition, error, timestamp, offset. OffsetFetch: partition, offset (8: and leader epoch).
@@ -122,6 +124,7 @@ def find_coordinator(group: str) -> Call:
     return Call(FIND_COORDINATOR, 1, flexible=False, body=_string(group) + b"\x00")
 
 
+Place = tuple[str, int]  # topic and partition
 Wanted = Mapping[str, Sequence[int]] | None  # partitions by topic; None: everything the group has committed
 
 
@@ -302,7 +305,10 @@ def read_metadata(data: bytes) -> Iterator[BrokerFound | TopicFound | LeaderFoun
 def _read_metadata(data: bytes) -> Iterator[BrokerFound | TopicFound | LeaderFound]:
     cursor = _Cursor(data)
     cursor.skip(4)  # throttle time
-    for _ in range(cursor.count()):
+    brokers = cursor.count()
+    if brokers > _BROKERS_MAX:
+        raise Malformed(f"it names {brokers} brokers")
+    for _ in range(brokers):
         node, host, port = cursor.number(_INT32), cursor.string(), cursor.number(_INT32)
         cursor.string()  # rack
         yield BrokerFound(node, host, port)
