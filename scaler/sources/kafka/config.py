@@ -15,6 +15,7 @@ from scaler.aws import PARAMETERS as AWS_PARAMETERS
 from scaler.aws import AwsIdentity, parse_identity
 from scaler.parameters import Belongs, Parameter, Secret, ValueProblem, Values
 from scaler.sources.kafka.lag import LagRules
+from scaler.tls import ClientTls
 
 _KERBEROS = (
     "Kerberos (gssapi) needs system libraries and a ticket cache that this service does not carry; "
@@ -120,7 +121,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         name="ca",
         belongs=Belongs.ENDPOINT,
         secret=True,
-        help="certificate authority of the brokers, PEM; the system's unless set",
+        help="certificate authority of the brokers, PEM; trusted besides the system's",
     ),
     Parameter(
         name="sourceUnsafeSsl",
@@ -193,17 +194,6 @@ _MECHANISMS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TlsConfig:
-    """How brokers prove who they are, and how we do. PEM texts."""
-
-    ca: Secret | None
-    cert: Secret | None
-    key: Secret | None
-    key_password: Secret | None
-    unsafe: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OAuthConfig:
     """Client credentials grant of a token endpoint."""
 
@@ -235,7 +225,7 @@ class KafkaEndpoint:
     """A cluster and how to be let in: what a client is shared by."""
 
     servers: tuple[tuple[str, int], ...]
-    tls: TlsConfig | None
+    tls: ClientTls | None
     sasl: SaslConfig | None
 
 
@@ -385,7 +375,7 @@ def _check_rules(values: Values, *, has_topic: bool) -> None:
         values.problem("version", 'expected a Kafka version such as "2.8.0" or "0.10.2.0"', value=version)
 
 
-def _tls(values: Values) -> TlsConfig | None:
+def _tls(values: Values) -> ClientTls | None:
     if values.text("tls") != "enable":
         return None
     cert, key = values.secret("cert"), values.secret("key")
@@ -393,12 +383,12 @@ def _tls(values: Values) -> TlsConfig | None:
         values.problem("key", "required with cert")
     if key is not None and cert is None:
         values.problem("cert", "required with key")
-    return TlsConfig(
+    return ClientTls(
         ca=values.secret("ca"),
-        cert=cert,
+        certificate=cert,
         key=key,
         key_password=values.secret("keyPassword"),
-        unsafe=values.flag("sourceUnsafeSsl"),
+        verify=not values.flag("sourceUnsafeSsl"),
     )
 
 
@@ -483,7 +473,7 @@ def _warnings(values: Values, endpoint: KafkaEndpoint, *, has_topic: bool) -> tu
             found.append(f"{', '.join(ignored)} without effect: tls is disable")
         if endpoint.sasl is not None and endpoint.sasl.mechanism in {"PLAIN", "OAUTHBEARER"}:
             found.append("sasl without tls sends the password or token in the clear; set tls: enable")
-    elif endpoint.tls.unsafe:
+    elif not endpoint.tls.verify:
         found.append("sourceUnsafeSsl accepts any certificate: whoever sits in between can read the credentials")
     if endpoint.sasl is None and (values.given("username") or values.given("password")):
         found.append("username and password without effect: sasl is none")

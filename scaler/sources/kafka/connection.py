@@ -12,8 +12,6 @@ import hashlib
 import logging
 import ssl
 import struct
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from aiokafka import errors as kafka_errors
@@ -22,9 +20,10 @@ from aiokafka.util import create_future
 
 from scaler.errors import SourceDenied, SourceError, SourceTimeout, SourceUnavailable, quoted
 from scaler.source import SourceContext
-from scaler.sources.kafka.config import KafkaEndpoint, SaslConfig, TlsConfig
+from scaler.sources.kafka.config import KafkaEndpoint, SaslConfig
 from scaler.sources.kafka.protocol import Call, Malformed
 from scaler.sources.kafka.tokens import TokenProvider
+from scaler.tls import ClientTls
 
 _READER_LIMIT_BYTES = 2**16
 # A TLS record (alert or handshake, version 3.x) read as a length: the other side speaks TLS and we don't.
@@ -399,36 +398,8 @@ class Security:
             options["sasl_plain_password"] = sasl.password.reveal()
         return options
 
-    async def _ssl_context(self, tls: TlsConfig) -> ssl.SSLContext:
-        texts = [secret.reveal() if secret is not None else "" for secret in (tls.ca, tls.cert, tls.key)]
-        password = tls.key_password.reveal() if tls.key_password is not None else None
-        mark = hashlib.sha256("\0".join((*texts, password or "")).encode()).digest()
+    async def _ssl_context(self, tls: ClientTls) -> ssl.SSLContext:
+        mark = hashlib.sha256("\0".join(tls.texts()).encode()).digest()
         if self._made is None or self._made[0] != mark:
-            # In a thread: the system's authorities take some 20 ms to load.
-            ca, cert, key = texts
-            self._made = mark, await asyncio.to_thread(_make_context, ca, cert, key, password, unsafe=tls.unsafe)
+            self._made = mark, await asyncio.to_thread(tls.context)
         return self._made[1]
-
-
-def _make_context(ca: str, cert: str, key: str, password: str | None, *, unsafe: bool) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cadata=ca or None)
-    except (ssl.SSLError, ValueError) as err:
-        raise SourceDenied("ca: no certificate in PEM could be read from it") from err
-    if unsafe:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if cert:
-        # OpenSSL loads a key from files only: one that only we can read, gone before anything else happens.
-        with tempfile.TemporaryDirectory(prefix="pilotlight-") as folder:
-            path = Path(folder) / "pair.pem"
-            path.touch(mode=0o600)
-            path.write_text(f"{cert}\n{key}\n", encoding="utf-8")
-            try:
-                # Without a password OpenSSL would ask on the terminal.
-                context.load_cert_chain(path, password=password or "")
-            except (ssl.SSLError, ValueError) as err:
-                raise SourceDenied(
-                    "cert, key: they can't be loaded; check that both are PEM, belong together, and keyPassword"
-                ) from err
-    return context

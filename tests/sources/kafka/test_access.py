@@ -73,7 +73,7 @@ async def kept_out(cluster: KafkaCluster, listener: str, topic: str, said: Mappi
     with pytest.raises(SourceError) as caught:
         await let_in(cluster, listener, topic, said)
     text = str(caught.value)
-    assert cluster.listeners[listener] in text or "cert, key" in text or "ca:" in text
+    assert cluster.listeners[listener] in text or "cert and key" in text or "ca:" in text
     for secret in (PASSWORD, "wrong-password", "PRIVATE KEY"):
         assert secret not in text
     return caught.value
@@ -177,7 +177,7 @@ async def test_a_missing_client_certificate(kafka_cluster: KafkaCluster, topic: 
     ("said", "word"),
     [
         pytest.param({"ca": "no pem"}, "ca:", id="authority"),
-        pytest.param({"cert": "no pem", "key": "no pem"}, "cert, key", id="pair"),
+        pytest.param({"cert": "no pem", "key": "no pem"}, "cert and key", id="pair"),
     ],
 )
 async def test_what_is_no_certificate(
