@@ -26,7 +26,7 @@ from tests.services.process import (
 from tests.services.tokens import KEY_ID, TokenIssuer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 GUEST = "guest"
@@ -141,12 +141,15 @@ def start_rabbitmq(
     oauth: bool = False,
     statistics_milliseconds: int = STATISTICS_MILLISECONDS,
     configuration: Mapping[str, str] | None = None,
+    plugins: Sequence[str] = (),
     folder: Path | None = None,
     amqp_port: int | None = None,
     http_port: int | None = None,
     outlives_us: bool = False,
 ) -> Iterator[RabbitMQBroker]:
-    """Run a broker. `oauth` also accepts tokens of `broker.tokens`; `configuration` is added to rabbitmq.conf."""
+    """Run a broker. `oauth` also accepts tokens of `broker.tokens`; `configuration` is added to rabbitmq.conf, `plugins`
+    to management.
+    """  # noqa: D205 -- one thought
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(scratch_folder("rabbitmq")) if folder is None else folder
         authority = CertificateAuthority(home / "certificates")
@@ -202,8 +205,8 @@ def start_rabbitmq(
             **(configuration or {}),
         }
         (home / "rabbitmq.conf").write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
-        plugins = ["rabbitmq_management", *(["rabbitmq_auth_backend_oauth2"] if oauth else [])]
-        (home / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
+        enabled = ["rabbitmq_management", *(["rabbitmq_auth_backend_oauth2"] if oauth else []), *plugins]
+        (home / "enabled_plugins").write_text(f"[{','.join(enabled)}].\n")
         mapper.start()
         stack.callback(mapper.kill)
         broker.process.start()

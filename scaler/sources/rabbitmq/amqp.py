@@ -489,7 +489,7 @@ def _connection_error(err: BaseException, server: Server, vhost: str) -> SourceE
                 f"{place}: TLS failed ({cause.reason or 'no reason given'}); check the scheme, ca, cert and key"
             )
         if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, AMQPError):
-            return SourceUnavailable(f"{place}: can't connect ({cause.strerror}); check host and port")
+            return SourceUnavailable(f"{place}: can't connect ({cause.strerror}); check scheme, host and port")
         cause = cause.__cause__
     return SourceUnavailable(
         f"{place}: no AMQP server answered there ({type(err).__name__}); check scheme, host and port"

@@ -460,14 +460,14 @@ def _reason(err: BaseException) -> str:
         return "the server's certificate is not trusted or not for this name; give its authority in ca with tls enable"
     cause: BaseException | None = err
     while cause is not None:
-        if isinstance(cause, ssl.SSLError):
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, aiohttp.ClientError):
             return f"TLS failed ({cause.reason or 'no reason given'}); check the scheme, ca, cert and key"
         cause = cause.__cause__ or getattr(cause, "os_error", None)
     if isinstance(err, aiohttp.ClientConnectorError):
-        return f"can't connect ({err.os_error.strerror or type(err.os_error).__name__}); check host and port"
+        return f"can't connect ({err.os_error.strerror or type(err.os_error).__name__}); check scheme, host and port"
     if isinstance(err, aiohttp.ServerDisconnectedError | OSError):
-        return "the connection was lost"
-    return f"the answer is not HTTP as expected ({type(err).__name__}); check host and port"
+        return "the connection was lost; if that goes on, check scheme, host and port"
+    return f"the answer is not HTTP as expected ({type(err).__name__}); check scheme, host and port"
 
 
 def _refusal(status: int, what: str, server: Server) -> SourceError:

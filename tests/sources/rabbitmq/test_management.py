@@ -263,7 +263,7 @@ async def test_nobody_listening_is_unavailable() -> None:
     async with opened(config) as client:
         found = await outcome(client, config)
     assert type(found) is SourceUnavailable
-    assert "check host and port" in str(found)
+    assert "check scheme, host and port" in str(found)
     assert "hunter2" not in str(found)
 
 
