@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from scaler.aws import AwsCredentials
@@ -46,6 +47,29 @@ class _Addresses:
     until_seconds: float
 
 
+class _Job:
+    """One question in a thread, and the session that asks it, which whoever no longer waits cuts."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self._lock = Lock()
+        self._given_up = False
+
+    def hold(self, session: Session) -> None:
+        """In the thread: this session asks."""
+        with self._lock:
+            self.session = session
+            if self._given_up:
+                session.abort()
+
+    def give_up(self) -> None:
+        """Nobody waits any more."""
+        with self._lock:
+            self._given_up = True
+            if self.session is not None:
+                self.session.abort()
+
+
 class PrometheusClient:
     """Asks one server, by one identity, within what its connection allows."""
 
@@ -56,11 +80,14 @@ class PrometheusClient:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"prometheus-{server.host}"[:40])
         self._slots = asyncio.Semaphore(THREADS)
         self._idle: list[Session] = []
-        self._busy: set[Session] = set()
+        self._busy: set[_Job] = set()
+        self._lock = Lock()  # of the idle sessions, which threads take and the loop gives back; held briefly
+        self._tls_lock = Lock()  # of the three below; held while certificates are read, by threads only
         self._addresses: _Addresses | None = None
         self._resolving = asyncio.Lock()
         self._tls: ssl.SSLContext | None = None
         self._tls_of: tuple[str, ...] | None = None
+        self._generation = 0
         self._texts: dict[str, str] = {}
         self._closed = False
         self._finished_at_seconds = float("-inf")  # on the loop's clock
@@ -129,62 +156,73 @@ class PrometheusClient:
                 return
 
     def _start(self, question: Question, texts: Mapping[str, str], **how: Any) -> asyncio.Future[Answer]:
-        """Ask in a thread. The slot is free again when the thread really is.
-
-        Raises SourceDenied where ca, cert or key can't be used.
-        """
-        try:
-            session = self._session()
-        except BaseException:
-            self._slots.release()
-            raise
-        self._busy.add(session)
+        """Ask in a thread. The slot is free again when the thread really is."""
+        job = _Job()
+        self._busy.add(job)
         loop = asyncio.get_running_loop()
-        future = self._threads.submit(session.ask, question, texts, **how)
+        future = self._threads.submit(self._work, job, question, texts, how)
 
-        def finished(done: Future[Answer]) -> None:
+        def finished(_: Future[Answer]) -> None:
             """In the thread: hand the session back to the loop."""
             try:
-                loop.call_soon_threadsafe(self._finish, session, done)
+                loop.call_soon_threadsafe(self._finish, job)
             except RuntimeError:  # the loop is closed, and so is the client
-                session.close()
+                job.give_up()
 
         def given_up(waited: asyncio.Future[Answer]) -> None:
             if waited.cancelled():
-                session.abort()
+                job.give_up()
 
         future.add_done_callback(finished)  # before whoever waits learns of it, who may ask again
         answering = asyncio.wrap_future(future)
         answering.add_done_callback(given_up)
         return answering
 
-    def _finish(self, session: Session, done: Future[Answer]) -> None:
-        self._busy.discard(session)
+    def _work(self, job: _Job, question: Question, texts: Mapping[str, str], how: Mapping[str, Any]) -> Answer:
+        """In a thread: an idle session, or a new one, asks.
+
+        Here, and not in the loop, since certificates are read and libraries are imported on first use.
+        """
+        job.hold(self._session())
+        assert job.session is not None
+        return job.session.ask(question, texts, **how)
+
+    def _finish(self, job: _Job) -> None:
+        self._busy.discard(job)
         self._slots.release()
         self._finished_at_seconds = asyncio.get_running_loop().time()
-        if self._closed or done.cancelled() or done.exception() is not None or not session.usable:
-            session.close()
-            if not done.cancelled() and isinstance(done.exception(), SourceError):
-                self._addresses = None  # it may have moved
-        else:
-            self._idle.append(session)
+        session = job.session
+        if session is None:
+            return
+        with self._lock:
+            if session.usable and not self._closed and session.generation == self._generation:
+                self._idle.append(session)
+                return
+        self._addresses = None  # it may have moved
+        session.close()
 
     def _session(self) -> Session:
-        """An idle session, or a new one."""
+        """An idle session, or a new one. Raises SourceDenied where ca, cert or key can't be used."""
         from scaler.promql.transport import Session, tls_context  # noqa: PLC0415 - its libraries load on first use
 
         server = self._server
-        # Certificates rotate: their text decides whether connections that stand may be used on.
-        secrets = tuple(secret.reveal() for secret in (server.ca, server.cert, server.key) if secret is not None)
-        if self._tls_of != secrets:
-            for idle in self._idle:
-                idle.close()
-            self._idle.clear()
-            self._tls = tls_context(server)
-            self._tls_of = secrets
-        if self._idle:
-            return self._idle.pop()
-        return Session(server, self._tls, limit_bytes=min(_LIMIT_BYTES, self._context.max_response_bytes))
+        with self._tls_lock:
+            # Certificates rotate: their text decides whether connections that stand may be used on.
+            secrets = tuple(secret.reveal() for secret in (server.ca, server.cert, server.key) if secret is not None)
+            if self._tls_of != secrets:
+                self._tls = tls_context(server)
+                self._tls_of = secrets
+                with self._lock:
+                    self._generation += 1
+                    outdated, self._idle = self._idle, []
+                for idle in outdated:
+                    idle.close()
+            tls, generation = self._tls, self._generation
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        limit_bytes = min(_LIMIT_BYTES, self._context.max_response_bytes)
+        return Session(server, tls, limit_bytes=limit_bytes, generation=generation)
 
     async def _checked_addresses(self) -> tuple[str, ...]:
         async with self._resolving:
@@ -222,12 +260,13 @@ class PrometheusClient:
 
     def close(self) -> None:
         """Cut every connection. Threads end as soon as they notice; nobody waits for them."""
-        self._closed = True
-        for session in (*self._idle, *self._busy):
-            session.abort()
-        for session in self._idle:
+        for job in self._busy:
+            job.give_up()
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for session in idle:
             session.close()
-        self._idle.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 

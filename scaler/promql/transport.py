@@ -167,6 +167,7 @@ class _Adapter(BaseAdapter):
         self._line = line
         self.deadline_at_seconds = 0.0
         self.result_kind: object = None
+        self.intact = True  # whether the last answer was read to its end, so that the connection can go on
         pool: type[_PlainPool | _TlsPool] = _PlainPool if context is None else _TlsPool
         options: dict[str, Any] = {} if context is None else {"ssl_context": context}
         if context is not None and not context.check_hostname:
@@ -199,6 +200,7 @@ class _Adapter(BaseAdapter):
                 fresh = True
 
     def _exchange(self, request: requests.PreparedRequest, left_seconds: float) -> requests.Response:
+        self.intact = False
         raw = self._pool.urlopen(
             request.method or "GET",
             request.path_url,
@@ -211,24 +213,26 @@ class _Adapter(BaseAdapter):
             timeout=urllib3.Timeout(connect=min(left_seconds, self._line.connect_seconds), read=left_seconds),
         )
         try:
-            response = self._response(request, raw)
+            body = self._body(raw)
         except BaseException:
             raw.close()
             raise
         raw.release_conn()
-        return response
+        self.intact = True
+        return self._response(request, raw, body)
 
     def close(self) -> None:
         self._pool.close()
 
-    def _response(self, request: requests.PreparedRequest, raw: urllib3.BaseHTTPResponse) -> requests.Response:
+    def _response(
+        self, request: requests.PreparedRequest, raw: urllib3.BaseHTTPResponse, body: bytes
+    ) -> requests.Response:
         if 300 <= raw.status < 400:
             raise SourceDenied(
                 f"{self._what}: it redirects ({raw.status}), which is not followed; set serverAddress to where it leads"
             )
         if raw.headers.get("Content-Encoding", "identity") not in {"", "identity"}:
             raise SourceUnavailable(f"{self._what}: the answer is compressed though that was not asked for")
-        body = self._body(raw)
         document = _document(body)
         if raw.status != http.HTTPStatus.OK:
             raise _refusal(raw.status, document, self._what)
@@ -414,9 +418,12 @@ def tls_context(server: Server) -> ssl.SSLContext | None:
 
 
 class Session:
-    """One connection to a server, asked by one thread at a time."""
+    """One connection to a server, asked by one thread at a time. `generation` counts its certificates' changes."""
 
-    def __init__(self, server: Server, context: ssl.SSLContext | None, *, limit_bytes: int) -> None:
+    def __init__(
+        self, server: Server, context: ssl.SSLContext | None, *, limit_bytes: int, generation: int = 0
+    ) -> None:
+        self.generation = generation
         self._server = server
         self._line = Line()
         self._adapter = _Adapter(server, context, self._line, limit_bytes=limit_bytes)
@@ -432,8 +439,8 @@ class Session:
 
     @property
     def usable(self) -> bool:
-        """Whether it may be asked again."""
-        return not self._line.is_cut
+        """Whether it may be asked again: also after an answer that was an error."""
+        return self._adapter.intact and not self._line.is_cut
 
     def ask(
         self,

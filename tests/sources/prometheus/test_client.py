@@ -368,6 +368,15 @@ async def test_the_freshness_and_wake_queries_are_part_of_the_answer_and_may_fai
     assert server.connections == 2
 
 
+async def test_a_query_that_is_refused_costs_no_connection() -> None:
+    with answering_server() as server:
+        server.reply = Reply(b'{"status":"error","errorType":"bad_data"}', 400)
+        async with open_client(local(server.port), context()) as client:
+            for _ in range(3):
+                assert isinstance((await outcomes(client, Question(text="up{")))[0], SourceMissing)
+    assert server.connections == 1
+
+
 # Servers that hang.
 
 

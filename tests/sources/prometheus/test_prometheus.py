@@ -79,7 +79,7 @@ async def test_the_freshness_query_sees_what_the_result_hides(prometheus: Promet
     assert (await read(prometheus, name)).metric_value == 7.0  # no sign of age
     found = await read(prometheus, name, freshnessQuery=freshness, staleSeconds="110")
     assert 99 <= found.raw["age_seconds"] <= 110
-    with pytest.raises(SourceNoData, match="100 s old"):
+    with pytest.raises(SourceNoData, match=r"1\d\d s old"):
         await read(prometheus, name, freshnessQuery=freshness, staleSeconds="60")
     with pytest.raises(SourceNoData):
         await read(prometheus, name, freshnessQuery="max(timestamp(nothing_of_this_name))")
