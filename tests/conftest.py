@@ -9,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.services import compose, session
 from tests.services.kafka import Kafka, KafkaCluster, start_kafka
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Service = TypeVar("Service")
+
+# How long an example takes says nothing on a machine that starts brokers meanwhile.
+settings.register_profile("pilotlight", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pilotlight")
 
 
 def pytest_configure() -> None:
