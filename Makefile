@@ -42,7 +42,7 @@ lint: $(VENV)/.test ## style, types, import contracts, and that everything gener
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m scaler.cli docs --check
-	$(BIN)/python -m pytest -q tests/test_generated.py tests/test_compose.py
+	$(BIN)/python -m pytest -q tests/test_generated.py tests/test_compose.py tests/test_locks.py
 
 .PHONY: services-up
 services-up: $(VENV)/.test ## start the brokers of the tests and leave them running, for several test runs
@@ -83,9 +83,9 @@ COMPILE := build/uv/bin/uv pip compile --quiet --universal --python-version 3.11
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml locks/build.in
 
 .PHONY: lock
-lock: build/uv/bin/uv ## write locks/ anew with the newest versions that fit pyproject.toml
-	$(COMPILE) --upgrade --extra test --output-file locks/test.txt
-	$(COMPILE) --upgrade --extra demo --constraint locks/test.txt --output-file locks/demo.txt
+lock: build/uv/bin/uv ## fit locks/ to pyproject.toml; ARGS=--upgrade takes the newest versions
+	$(COMPILE) $(ARGS) --extra test --output-file locks/test.txt
+	$(COMPILE) $(ARGS) --extra demo --constraint locks/test.txt --output-file locks/demo.txt
 
 build/uv/bin/uv:
 	$(PYTHON) -m venv build/uv
