@@ -1,0 +1,382 @@
+"""What is learned about one workload from its samples, online and from nothing.
+
+Arrival rate (short and long), how much more uneven than Poisson it is, service seconds, cold start, the hour of
+the day, and the waits that were really achieved. Each estimate says how much it is worth (`weight`, or a count).
+Exact counters of the source are used where there are some; else differences of what is in the system.
+
+All of it is one frozen value of bounded size. Counter restarts, purged queues, offset resets and clocks that step
+change what is counted for one sample, never what was learned before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from scaler.core.model import Goals, Sample
+from scaler.core.window import NOTHING, Smoothed
+
+HOURS = 24
+_HOUR_SECONDS = 3_600.0
+_DAY_SECONDS = 86_400.0
+_MOST_BATCHES = 96  # arrivals that still wait, by sample; older neighbours are merged above this
+_COMPLETIONS_KEPT = 300.0  # service seconds are the mean of about so many completions
+_COLD_STARTS_KEPT = 20.0
+_ERRORS_KEPT = 40.0  # forecast errors, in windows of one cold start
+COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
+COLD_START_FIRST_VARIATION = 0.25
+SERVICE_FIRST_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """What is known so far; `updated` makes the next one. Counts are of requests, times in seconds."""
+
+    at_seconds: float | None = None
+    samples: int = 0
+    interval_seconds: float = 5.0  # between samples while there is work
+    waiting: float = 0.0
+    in_flight: float = 0.0
+    arrived_total: float | None = None  # the source's counter
+    completed_total: float | None = None
+    arrived: float = 0.0  # our own counts, since we look
+    started: float = 0.0
+    short: Smoothed = NOTHING  # arrivals a second, over about one cold start
+    long: Smoothed = NOTHING  # ... over about ten
+    window_at_seconds: float = 0.0  # the open window in which the forecast is checked
+    window_arrived: float = 0.0
+    window_forecast: float = 0.0
+    error_squares: float = 0.0
+    error_base: float = 0.0
+    busy_slot_seconds: float = 0.0
+    completions: float = 0.0
+    cold_starts: float = 0.0
+    cold_start_mean_seconds: float = 0.0
+    cold_start_squares: float = 0.0
+    waking_since_seconds: float | None = None
+    batches: tuple[tuple[float, float], ...] = ()  # (arrived so far, at): those that still wait
+    counted: float = 0.0  # requests whose wait is known, about the last day
+    missed: float = 0.0
+    debt: float = 0.0  # misses beyond what was promised; negative: credit
+    hour: int = -1
+    hour_arrived: float = 0.0
+    hour_seconds: float = 0.0
+    hours: tuple[tuple[float, float], ...] = ()  # per hour of the day: (arrivals a second, days seen)
+
+    # --- what others ask for ---
+
+    def service_seconds(self, goals: Goals) -> float:
+        """Seconds one request keeps a slot busy; the first guess counts as one completion."""
+        first_seconds = goals.service_seconds or SERVICE_FIRST_SECONDS
+        return max((self.busy_slot_seconds + first_seconds) / (self.completions + 1.0), 1e-3)
+
+    def cold_start(self, goals: Goals) -> tuple[float, float]:
+        """(mean, standard deviation) of a cold start in seconds; the first guess counts as one."""
+        first_seconds = goals.cold_start_seconds or COLD_START_FIRST_SECONDS
+        count = self.cold_starts
+        if count == 0:
+            return first_seconds, COLD_START_FIRST_VARIATION * first_seconds
+        mean_seconds = self.cold_start_mean_seconds
+        first_variance = (COLD_START_FIRST_VARIATION * mean_seconds) ** 2
+        variance = (self.cold_start_squares + 2.0 * first_variance) / (count + 2.0)
+        return mean_seconds, math.sqrt(variance)
+
+    @property
+    def dispersion(self) -> float:
+        """Variance of arrivals around their forecast, over what a Poisson process of that rate would have."""
+        return min(max((self.error_squares + 4.0) / (self.error_base + 4.0), 0.5), 100.0)
+
+    @property
+    def achieved(self) -> float | None:
+        """The share of requests that started in time, about the last day; None: no request yet."""
+        return None if self.counted <= 0 else 1.0 - self.missed / self.counted
+
+    def hour_rate_per_second(self, at_seconds: float) -> tuple[float, float] | None:
+        """(arrivals a second, days seen) of that hour of the day, or None."""
+        if not self.hours:
+            return None
+        rate, days = self.hours[int(at_seconds % _DAY_SECONDS // _HOUR_SECONDS)]
+        return (rate, days) if days > 0 else None
+
+    def overdue(self, now_seconds: float, wait_seconds: float) -> float:
+        """Requests that wait and have already waited longer than promised."""
+        overdue, before = 0.0, self.started
+        for until, at_seconds in self.batches:
+            if now_seconds - at_seconds <= wait_seconds:
+                break
+            overdue += until - before
+            before = until
+        return overdue
+
+
+def updated(
+    known: Estimates,
+    sample: Sample,
+    goals: Goals,
+    *,
+    ready: int,
+    cold_starts_seconds: Sequence[float],
+    waking: bool,
+    now_seconds: float,
+) -> Estimates:
+    """With one more sample.
+
+    `ready`: replicas that serve, seen or believed. `waking`: none serves and one was asked for, so that the
+    first request picked up tells a cold start where nobody sees replicas.
+    """
+    before_seconds = known.at_seconds
+    waiting, in_flight = _split(known, sample, goals, ready)
+    if before_seconds is None or now_seconds <= before_seconds:
+        return _first(known, sample, waiting, in_flight, now_seconds)
+    elapsed_seconds = now_seconds - before_seconds
+    interval_seconds = known.interval_seconds
+    recent_seconds = elapsed_seconds
+    if known.waiting + known.in_flight == 0:
+        # Nobody looks often at what is idle: what arrived, arrived since a look that would have seen it.
+        recent_seconds = min(elapsed_seconds, interval_seconds)
+    else:
+        interval_seconds += 0.05 * (min(elapsed_seconds, 60.0) - interval_seconds)
+    busy = 0.5 * (known.in_flight + in_flight) * recent_seconds
+    arrivals, completions, purged = _flows(known, sample, goals, waiting + in_flight, busy)
+    lead_seconds = known.cold_start_mean_seconds if known.cold_starts else goals.cold_start_seconds or 60.0
+    short, long = known.short, known.long
+    short_seconds = max(lead_seconds, 2 * interval_seconds)
+    if recent_seconds < elapsed_seconds:
+        quiet_until_seconds = now_seconds - recent_seconds
+        short = short.fed(0.0, quiet_until_seconds, short_seconds)
+        long = long.fed(0.0, quiet_until_seconds, 10 * short_seconds)
+    rate = arrivals / recent_seconds
+    short, long = short.fed(rate, now_seconds, short_seconds), long.fed(rate, now_seconds, 10 * short_seconds)
+
+    arrived = known.arrived + arrivals
+    started = max(arrived - waiting, 0.0)
+    batches, counted, missed = _waits(
+        known, goals, arrived, started, now_seconds=now_seconds, recent_seconds=recent_seconds, purged=purged
+    )
+    counted_before, missed_before = known.counted, known.missed
+    if counted:
+        fade = math.exp(-elapsed_seconds / _DAY_SECONDS)
+        counted_before, missed_before = counted_before * fade, missed_before * fade
+
+    window_at, window_arrived = known.window_at_seconds, known.window_arrived + arrivals
+    window_forecast = known.window_forecast
+    error_squares, error_base = known.error_squares, known.error_base
+    if now_seconds - window_at >= lead_seconds:
+        expected = window_forecast * (now_seconds - window_at)
+        if expected >= 1.0:
+            fade = 1.0 - 1.0 / _ERRORS_KEPT
+            error_squares = error_squares * fade + (window_arrived - expected) ** 2
+            error_base = error_base * fade + expected
+        window_at, window_arrived, window_forecast = now_seconds, 0.0, short.value
+
+    busy_sum, done_sum = known.busy_slot_seconds, known.completions
+    if not purged:
+        busy_sum, done_sum = busy_sum + busy, done_sum + completions
+        if done_sum > _COMPLETIONS_KEPT:
+            busy_sum, done_sum = busy_sum * _COMPLETIONS_KEPT / done_sum, _COMPLETIONS_KEPT
+
+    waking_since = known.waking_since_seconds
+    cold_count, cold_mean, cold_squares = known.cold_starts, known.cold_start_mean_seconds, known.cold_start_squares
+    if waking_since is not None and (in_flight > 0 or completions > 0):
+        if sample.in_flight is not None or sample.completed_total is not None:
+            cold_starts_seconds = (max(now_seconds - waking_since - 0.5 * elapsed_seconds, 0.1),)
+        waking_since = None
+    elif waking and waking_since is None:
+        waking_since = now_seconds
+    elif not waking:
+        waking_since = None
+    for seconds in cold_starts_seconds:
+        if seconds <= 0 or not math.isfinite(seconds):
+            continue
+        cold_count = min(cold_count + 1.0, _COLD_STARTS_KEPT)
+        off = seconds - cold_mean
+        cold_mean += off / cold_count
+        cold_squares = (cold_squares + off * (seconds - cold_mean)) * min(1.0, (_COLD_STARTS_KEPT - 1) / cold_count)
+
+    hour, hour_arrived, hour_seconds, hours = _hours(known, arrivals, elapsed_seconds, now_seconds)
+    return Estimates(
+        now_seconds,
+        known.samples + 1,
+        interval_seconds,
+        waiting,
+        in_flight,
+        sample.arrived_total,
+        sample.completed_total,
+        arrived,
+        started,
+        short,
+        long,
+        window_at,
+        window_arrived,
+        window_forecast,
+        error_squares,
+        error_base,
+        busy_sum,
+        done_sum,
+        cold_count,
+        cold_mean,
+        cold_squares,
+        waking_since,
+        batches,
+        counted_before + counted,
+        missed_before + missed,
+        known.debt + missed - (1.0 - goals.attainment) * counted,
+        hour,
+        hour_arrived,
+        hour_seconds,
+        hours,
+    )
+
+
+def dumped(known: Estimates) -> dict[str, Any]:
+    """As plain values, for a file."""
+    return asdict(known)
+
+
+def loaded(values: dict[str, Any], *, shift_seconds: float = 0.0) -> Estimates:
+    """From `dumped`; `shift_seconds` is added to every moment, where the clock started anew.
+
+    What is unknown or of another version is left at its first value: nothing learned is better than a wrong field.
+    """
+    fields = {name: values[name] for name in Estimates.__dataclass_fields__ if name in values}
+    for name in ("short", "long"):
+        mean = fields.get(name)
+        if isinstance(mean, dict):
+            at_seconds = mean["at_seconds"]
+            moved = None if at_seconds is None else at_seconds + shift_seconds
+            fields[name] = Smoothed(mean["value"], mean["weight"], moved)
+    fields["hours"] = tuple((float(rate), float(days)) for rate, days in fields.get("hours", ()))
+    fields["batches"] = tuple((float(until), float(at) + shift_seconds) for until, at in fields.get("batches", ()))
+    for name in ("at_seconds", "window_at_seconds", "waking_since_seconds"):
+        if fields.get(name) is not None:
+            fields[name] += shift_seconds
+    return Estimates(**fields)
+
+
+def _split(known: Estimates, sample: Sample, goals: Goals, ready: int) -> tuple[float, float]:
+    """(waiting, in flight), estimated where the source does not tell them apart."""
+    waiting, in_flight = sample.waiting, sample.in_flight
+    slots = float(ready * goals.concurrency)
+    if waiting is None:
+        system = max(sample.metric_value, 0.0)
+        busy = min(system, slots) if in_flight is None else min(in_flight, system)
+        return system - busy, busy
+    if in_flight is None:
+        likely = known.short.value * known.service_seconds(goals)
+        return max(waiting, 0.0), slots if waiting > 0 else min(slots, likely)
+    return max(waiting, 0.0), max(in_flight, 0.0)
+
+
+def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, now_seconds: float) -> Estimates:
+    """The first sample, or one after the clock stepped back: counts and clocks begin anew, what was learned stays."""
+    return replace(
+        known,
+        at_seconds=now_seconds,
+        samples=known.samples + 1,
+        waiting=waiting,
+        in_flight=in_flight,
+        arrived_total=sample.arrived_total,
+        completed_total=sample.completed_total,
+        arrived=waiting,
+        started=0.0,
+        short=Smoothed(known.short.value, known.short.weight, now_seconds),
+        long=Smoothed(known.long.value, known.long.weight, now_seconds),
+        window_at_seconds=now_seconds,
+        window_arrived=0.0,
+        window_forecast=known.short.value,
+        waking_since_seconds=None,
+        batches=((waiting, now_seconds),) if waiting else (),
+        hour=-1,
+        hour_arrived=0.0,
+        hour_seconds=0.0,
+    )
+
+
+def _flows(
+    known: Estimates, sample: Sample, goals: Goals, system: float, busy_slot_seconds: float
+) -> tuple[float, float, bool]:
+    """(arrivals, completions, purged) since the last sample.
+
+    A counter that fell was restarted: it is not used this once. More completions than slots could have done
+    many times over are no completions: the queue was purged or its offsets were moved.
+    """
+    change = system - known.waiting - known.in_flight
+    arrivals: float | None = None
+    completions: float | None = None
+    if sample.arrived_total is not None and known.arrived_total is not None:
+        arrivals = sample.arrived_total - known.arrived_total
+        arrivals = arrivals if arrivals >= 0 else None
+    if sample.completed_total is not None and known.completed_total is not None:
+        completions = sample.completed_total - known.completed_total
+        completions = completions if completions >= 0 else None
+    likely = busy_slot_seconds / known.service_seconds(goals)
+    if arrivals is None and completions is None:
+        completions = likely
+        arrivals = max(change + completions, 0.0)
+        completions = max(arrivals - change, 0.0)
+    elif arrivals is None:
+        arrivals = max(change + (completions or 0.0), 0.0)
+    elif completions is None:
+        completions = max(arrivals - change, 0.0)
+    purged = bool(change < 0 and (completions or 0.0) > 10.0 * likely + 20.0)
+    return arrivals, completions or 0.0, purged
+
+
+def _waits(
+    known: Estimates,
+    goals: Goals,
+    arrived: float,
+    started: float,
+    *,
+    now_seconds: float,
+    recent_seconds: float,
+    purged: bool,
+) -> tuple[tuple[tuple[float, float], ...], float, float]:
+    """(batches that still wait, requests that started, those of them that had waited too long).
+
+    First in, first out: what started is the oldest. Both ends of a wait are known to one sampling interval; a
+    wait whose interval spans the promise counts as missed by the share of it beyond.
+    """
+    batches = known.batches
+    if arrived > known.arrived:
+        batches = (*batches, (arrived, now_seconds - 0.5 * recent_seconds))
+    if not batches:
+        return batches, 0.0, 0.0
+    if purged:
+        return ((arrived, now_seconds),) if arrived > started else (), 0.0, 0.0
+    counted, missed, before, done = 0.0, 0.0, known.started, 0
+    limit_seconds = math.inf if goals.wait_seconds is None else goals.wait_seconds
+    for until, at_seconds in batches:
+        if started <= before:
+            break
+        part = min(until, started) - before
+        if part > 0:
+            counted += part
+            wait_seconds = now_seconds - 0.5 * recent_seconds - at_seconds
+            missed += part * min(max((wait_seconds - limit_seconds) / recent_seconds + 0.5, 0.0), 1.0)
+        before = max(before, min(until, started))
+        if until <= started:
+            done += 1
+    batches = batches[done:]
+    if len(batches) > _MOST_BATCHES:
+        batches = batches[1::2] if len(batches) % 2 == 0 else (batches[0], *batches[2::2])
+    return batches, counted, missed
+
+
+def _hours(
+    known: Estimates, arrivals: float, elapsed_seconds: float, now_seconds: float
+) -> tuple[int, float, float, tuple[tuple[float, float], ...]]:
+    """(hour of the day, arrivals in it, seconds of it seen, profile): an hour counts when it is over."""
+    hour = int(now_seconds % _DAY_SECONDS // _HOUR_SECONDS)
+    if hour == known.hour:
+        return hour, known.hour_arrived + arrivals, known.hour_seconds + elapsed_seconds, known.hours
+    hours = known.hours
+    if known.hour >= 0 and known.hour_seconds >= 0.5 * _HOUR_SECONDS:
+        profile = list(hours or ((0.0, 0.0),) * HOURS)
+        rate, days = profile[known.hour]
+        days = min(days + 1.0, 7.0)
+        profile[known.hour] = (rate + (known.hour_arrived / known.hour_seconds - rate) / days, days)
+        hours = tuple(profile)
+    return hour, arrivals, min(elapsed_seconds, _HOUR_SECONDS), hours
