@@ -50,6 +50,8 @@ class Estimates:
     window_forecast: float = 0.0
     error_squares: float = 0.0
     error_base: float = 0.0
+    crowd_squares: float = 0.0
+    crowd_base: float = 0.0
     busy_slot_seconds: float = 0.0
     completions: float = 0.0
     cold_starts: float = 0.0
@@ -89,6 +91,11 @@ class Estimates:
         return min(max((self.error_squares + 4.0) / (self.error_base + 4.0), 0.5), 100.0)
 
     @property
+    def crowd(self) -> float:
+        """How many requests a request finds about it, within one cold start: what one surprise can make late."""
+        return self.crowd_squares / self.crowd_base if self.crowd_base else 1.0
+
+    @property
     def achieved(self) -> float | None:
         """The share of requests that started in time, about the last day; None: no request yet."""
         return None if self.counted <= 0 else 1.0 - self.missed / self.counted
@@ -109,6 +116,9 @@ class Estimates:
             overdue += until - before
             before = until
         return overdue
+
+
+NOTHING_KNOWN = Estimates()
 
 
 def updated(
@@ -163,8 +173,13 @@ def updated(
     window_at, window_arrived = known.window_at_seconds, known.window_arrived + arrivals
     window_forecast = known.window_forecast
     error_squares, error_base = known.error_squares, known.error_base
+    crowd_squares, crowd_base = known.crowd_squares, known.crowd_base
     if now_seconds - window_at >= lead_seconds:
         expected = window_forecast * (now_seconds - window_at)
+        if window_arrived > 0:
+            fade = 1.0 - 1.0 / _ERRORS_KEPT
+            crowd_squares = crowd_squares * fade + window_arrived * window_arrived
+            crowd_base = crowd_base * fade + window_arrived
         if expected >= 1.0:
             fade = 1.0 - 1.0 / _ERRORS_KEPT
             error_squares = error_squares * fade + (window_arrived - expected) ** 2
@@ -213,6 +228,8 @@ def updated(
         window_forecast,
         error_squares,
         error_base,
+        crowd_squares,
+        crowd_base,
         busy_sum,
         done_sum,
         cold_count,

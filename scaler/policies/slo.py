@@ -1,38 +1,44 @@
 """`policy: slo`: the fewest GPU-seconds with which a share of requests starts in time.
 
 Everything follows from one price: what one late request costs, in GPU-seconds. A replica is started when the
-misses that it averts cost more than it does, and kept for as long as letting it go would cost more than keeping
-it. The price starts from the promise (an attainment of 0.95 says that a miss weighs 19 requests in time) and a
-closed loop moves it until the promise is just kept: the error budget that is left, or overspent, is all it sees.
+misses that it averts cost more than it does, and kept for as long as being without it would cost more than keeping
+it. A closed loop moves the price until the promise is just kept: all it sees is the error budget, left or overspent.
 
-1. Need. The deadlines of what waits and of what arrives within one cold start, against what the replicas that
-   serve, that start, and that could be started now will have begun by then; uncertainty is bought by the price
-   (a newsvendor's quantile). Where the wait is shorter than a cold start, nothing started now helps what waits:
-   then the steady load and its fluctuation are staffed for.
+1. Need. What waits, batch by batch, each by its deadline, and what arrives before a replica started later could
+   help it, against what the replicas that serve and that start will have begun by then. When a replica will serve
+   is a distribution, so more are started where deadlines are near a cold start away, and none where nothing
+   started now can help. What is in time anyway starts nothing: where the wait is longer than a cold start, being
+   lazy is free.
 2. Hold. Every level (the k-th replica) remembers when it was last in use and how long its idle gaps were. A gap
-   costs its length if the replica is kept, and one cold start plus the misses it causes if not: each level is
-   kept as long as its own history says (ski rental; at first the break-even itself). Zero is level one.
+   costs its length if the replica is kept, and a cold start with the misses it causes if not: each level is kept
+   as long as its own history says (core/holds.py). With many replicas the others take over what one would have
+   done, so the misses of being without one fall with the level. Zero is the same rule for level one.
 
-It sees only the goals' wait, attainment and concurrency; service times, cold starts, rates and gaps are learned.
+It uses only the goals' wait, attainment and concurrency; service times, cold starts, rates and gaps are learned.
+The price is in GPU-seconds, so what a GPU-second costs cancels out.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 
 from scaler.core.decide import Proposal, Situation
-from scaler.core.estimate import Estimates, updated
-from scaler.core.model import Goals, ReplicaView, Step
+from scaler.core.estimate import NOTHING_KNOWN, Estimates, updated
+from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use
+from scaler.core.model import Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import remaining_seconds
-from scaler.core.rises import NOTHING_SEEN, Rises, headroom, watched
 
-HPA_WAIT_SECONDS = 7.5  # half a sync: how long the HPA takes to see an answer, on average
+HPA_WAIT_SECONDS = 7.5  # half a sync of 15 s: how long the HPA takes to see an answer, on average
 HPA_SPREAD_SECONDS = 4.3  # ... and its standard deviation
-PRICE_SPREAD = (-6.0, 4.0)  # natural logarithms of how far the loop may move the price
-BUDGET_FIRST = 6.0  # misses over the budget that move the price by e
+BUDGET_FIRST = 6.0  # misses over the budget that quadruple the price
 BUDGET_SHARE = 0.25  # ... or this share of what a day's requests may miss, where that is more
+CROWD_SHARE = 1.0  # ... or this share of the requests that one surprise makes late, where that is more
+PRICE_POWER = 2.0
+PRICE_FIRST = 0.4  # of service seconds times the root of the odds of the promise
+FLOOR = 1.2  # a replica that works through one whole wait always pays for itself, with this margin
+SERVICE_VARIATION = 0.5  # squared coefficient of variation of service times, for how far capacity may be off
 
 _NORMAL = NormalDist()
 _ROOT_HALF = math.sqrt(0.5)
@@ -43,8 +49,8 @@ _NORMAL_TOP = 1.0 / math.sqrt(2.0 * math.pi)
 class SloState:
     """What is learned, and when replicas were asked for that may not serve yet, where nobody sees them."""
 
-    estimates: Estimates = field(default_factory=Estimates)
-    rises: Rises = NOTHING_SEEN
+    estimates: Estimates = NOTHING_KNOWN
+    holds: Holds = NOTHING_HELD
     asked_at_seconds: tuple[float, ...] = ()
 
 
@@ -67,91 +73,89 @@ class Slo:
         return SloState()
 
     def propose(self, situation: Situation, state: SloState) -> Proposal[SloState]:
-        """What deadlines need, and the headroom that pays for itself."""
-        now_seconds, goals, sample = situation.now_seconds, situation.goals, situation.sample
-        last = situation.last
-        asked = 0 if last is None else last.desired_replicas if last.active else goals.min_replicas
+        """What deadlines need, and what is worth keeping."""
+        now_seconds, goals = situation.now_seconds, situation.goals
+        last, seen = situation.last, situation.view
+        asked = 0 if last is None else last.desired_replicas
         before = state.estimates
-        seen = situation.view
-        view = _believed(state, asked, before, goals, now_seconds) if seen is None else seen
+        start = _starting(before, goals)
+        asked_at_seconds = state.asked_at_seconds
+        if seen is None:
+            view, asked_at_seconds = _believed(
+                asked_at_seconds, asked, before, situation.sample, start=start, now_seconds=now_seconds
+            )
+        else:
+            view = seen
         known = updated(
             before,
-            sample,
+            situation.sample,
             goals,
             ready=view.ready,
             cold_starts_seconds=view.cold_starts_seconds,
-            waking=seen is None and view.ready == 0 and asked > 0,
+            waking=seen is None and asked > 0 and (view.ready == 0 or before.waking_since_seconds is not None),
             now_seconds=now_seconds,
         )
         wait_seconds = goals.wait_seconds or 0.0
-        service_seconds = before.service_seconds(goals)
-        lead_seconds, deviation_seconds = before.cold_start(goals)
-        price = _price(before, goals, service_seconds, wait_seconds, now_seconds)
-        slots = goals.concurrency
-        waiting, in_flight = known.waiting, known.in_flight
-        gain = slots * (1.0 + wait_seconds / service_seconds)  # requests that one replica starts in time
-        busy = math.ceil(in_flight / slots - 1e-9)
-        demand = in_flight / slots + waiting / gain
-        level = min(math.ceil(demand - 1e-9), goals.max_replicas)
-        rises = watched(
-            state.rises, level, arrived=known.arrived, now_seconds=now_seconds, horizon_seconds=lead_seconds
-        )
-        start = _Start(lead_seconds, math.hypot(deviation_seconds, HPA_SPREAD_SECONDS), slots, slots / service_seconds)
-        # A rise that no replica is ready for: its requests are late, or many replicas at once avert that on demand.
-        on_demand = start.begun(wait_seconds, lead_seconds + HPA_WAIT_SECONDS)
-        missing = min(gain, max(rises.arrivals_per_level, 1.0)) * min(price, lead_seconds / max(on_demand, 1e-9))
-        keep, ahead = headroom(
-            rises, level, now_seconds=now_seconds,
-            keep_chance=lead_seconds / (1.5 * lead_seconds + missing),
-            start_chance=2.0 * lead_seconds / max(missing, 1e-9),
-        )
-        need, why, numbers = _need(
-            known, goals, view, start, now_seconds=now_seconds, service_seconds=service_seconds, price=price,
-        )
-        using = max(need, busy)
+        # Slow quantities are taken from before this sample: more waiting must never look like less to do.
+        in_time = start.slots + start.speed * wait_seconds  # requests that one replica begins in time
+        price = max(_price(before, goals, start, now_seconds), FLOOR * start.lead_seconds / in_time)
+        need, why, numbers = _need(known, view, start, price, wait_seconds=wait_seconds, now_seconds=now_seconds)
         there = view.alive
-        desired = max(using, level + ahead if ahead else 0, min(there, max(level, using) + keep))
-        if view.starting and desired < there:
-            desired = min(there, max(desired, there))  # what is loading is not killed
-        desired = min(desired, goals.max_replicas)
+        using = max(need, there) if view.starting else need  # what is loading is not killed
+        using = min(using, goals.max_replicas)
+        on_demand = start.begun(wait_seconds, start.lead_seconds + HPA_WAIT_SECONDS)
+        missing = in_time * min(price, start.lead_seconds / max(on_demand, 1e-9))
+        holds = in_use(
+            state.holds,
+            using,
+            letting_go=_letting_go(before.dispersion, start, wait_seconds, missing),
+            shortest_seconds=2.0 * before.interval_seconds,
+            now_seconds=now_seconds,
+        )
+        kept, release_at_seconds = held(holds, now_seconds)
+        desired = min(max(using, kept), goals.max_replicas)
         steps = (
             Step(name="need", before=there, after=need, reason=why, numbers=numbers),
             Step(
-                name="headroom",
-                before=need,
+                name="hold",
+                before=using,
                 after=desired,
-                reason="demand for {}: {} more are kept and {} started ahead, at {:.0f} GPU-seconds a miss",
-                numbers=(level, keep, ahead, price),
+                reason="a late request is worth {:.0f} GPU-seconds; {} kept; {:.3f} in time of {:.0f} requests; "
+                "service {:.1f} s, cold start {:.0f} s from {:.0f} seen",
+                numbers=(
+                    price,
+                    kept,
+                    1.0 - before.missed / before.counted if before.counted else 1.0,
+                    before.counted,
+                    1.0 / start.speed * start.slots,
+                    start.lead_seconds,
+                    before.cold_starts,
+                ),
             ),
         )
-        idle = waiting + in_flight == 0
+        idle = known.waiting + known.in_flight == 0.0
         return Proposal(
             state=SloState(
-                known, rises,
-                _asked(state, asked, desired, lead_seconds, now_seconds) if seen is None else (),
+                known,
+                holds,
+                _asked(asked_at_seconds, asked, desired, start, now_seconds) if seen is None else (),
             ),
             active=desired > 0,
             metric_value=float(desired),
             target_value=1.0,
-            review_at_seconds=_review(rises, now_seconds, desired) if idle else None,
+            review_at_seconds=release_at_seconds if idle and not view.starting else None,
             steps=steps,
         )
 
 
-def _review(rises: Rises, now_seconds: float, desired: int) -> float:
-    if desired == 0:
-        return math.inf
-    return rises.next_bin_at(now_seconds)
-
-
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """What one replica does that is not there yet: when it serves is normally distributed."""
+    """What one replica does that is not there yet; when it serves is normally distributed."""
 
     lead_seconds: float
     deviation_seconds: float
     slots: int
-    speed: float  # requests that it begins a second, once all slots are taken
+    speed: float  # requests that it begins a second, once all its slots are taken
 
     def begun(self, at: float, ready_in: float) -> float:
         """Requests that it will have begun by `at`, expected, if it is expected to serve in `ready_in` seconds."""
@@ -164,109 +168,164 @@ class _Start:
         if score < -4.0:
             return 0.0
         chance = 0.5 * (1.0 + math.erf(score * _ROOT_HALF))
-        return self.slots * chance + self.speed * deviation * (
-            score * chance + _NORMAL_TOP * math.exp(-0.5 * score * score)
-        )
+        overlap = score * chance + _NORMAL_TOP * math.exp(-0.5 * score * score)
+        return self.slots * chance + self.speed * deviation * overlap
 
 
-def _price(known: Estimates, goals: Goals, service_seconds: float, wait_seconds: float, now_seconds: float) -> float:
-    """What one late request costs, in GPU-seconds."""
+def _starting(known: Estimates, goals: Goals) -> _Start:
+    lead_seconds, deviation_seconds = known.cold_start(goals)
+    return _Start(
+        lead_seconds,
+        math.hypot(deviation_seconds, HPA_SPREAD_SECONDS),
+        goals.concurrency,
+        goals.concurrency / known.service_seconds(goals),
+    )
+
+
+def _price(known: Estimates, goals: Goals, start: _Start, now_seconds: float) -> float:
+    """What one late request costs, in GPU-seconds: from the promise, moved by the error budget."""
     share = goals.attainment
-    debt = known.debt + known.overdue(now_seconds, wait_seconds)
-    unit = max(BUDGET_FIRST, BUDGET_SHARE * (1.0 - share) * known.counted)
-    push = min(max(debt / unit, PRICE_SPREAD[0]), PRICE_SPREAD[1])
-    return service_seconds * share / (1.0 - share) * math.exp(push)
+    debt = known.debt + known.overdue(now_seconds, goals.wait_seconds or 0.0)
+    unit = max(BUDGET_FIRST, CROWD_SHARE * known.crowd, BUDGET_SHARE * (1.0 - share) * known.counted)
+    push = math.pow(1.0 + abs(debt) / unit, PRICE_POWER)
+    return (
+        PRICE_FIRST * start.slots / start.speed * math.sqrt(share / (1.0 - share)) * (push if debt > 0 else 1.0 / push)
+    )
+
+
+def _letting_go(dispersion: float, start: _Start, wait_seconds: float, missing: float) -> tuple[float, ...]:
+    """What it costs, for each group of levels, to be without a replica when its level is used again.
+
+    Without one of k replicas for a cold start the others take its work: waits grow by a cold start over k - 1,
+    and by j of them over k - j where demand rises by j at once. Only what that makes late is paid for.
+    """
+    costs = []
+    lead_seconds = start.lead_seconds + HPA_WAIT_SECONDS
+    whole = start.lead_seconds + missing
+    for level in MIDDLES:
+        jump = math.sqrt(level * dispersion)
+        shared = min(jump / (level - jump), 1.0) if level > jump else 1.0
+        score = (lead_seconds - wait_seconds / shared) / start.deviation_seconds
+        costs.append(0.5 * (1.0 + math.erf(score * _ROOT_HALF)) * whole)
+    return tuple(costs)
 
 
 def _need(
     known: Estimates,
-    goals: Goals,
     view: ReplicaView,
     start: _Start,
-    *,
-    now_seconds: float,
-    service_seconds: float,
     price: float,
+    *,
+    wait_seconds: float,
+    now_seconds: float,
 ) -> tuple[int, str, tuple[float, ...]]:
     """The replicas that deadlines ask for now."""
-    slots = goals.concurrency
-    wait_seconds = goals.wait_seconds or 0.0
     waiting, in_flight = known.waiting, known.in_flight
-    busy = math.ceil(in_flight / slots - 1e-9)
     if waiting + in_flight == 0:
         return 0, "nothing waits", ()
-    speed = slots / service_seconds
+    slots, speed, lead_seconds = start.slots, start.speed, start.lead_seconds
+    busy = max(math.ceil(in_flight / slots - 1e-9), 1)
     rate = max(known.short.value, 0.5 * (known.short.value + known.long.value))
-    ready = view.ready
-    free = max(ready * slots - in_flight, 0.0)
-    starts = [
-        remaining_seconds(now_seconds - at, start.lead_seconds, start.lead_seconds + 1.65 * start.deviation_seconds)
+    pace = view.ready * speed
+    free = max(view.ready * slots - in_flight, 0.0)
+    readiness = [
+        remaining_seconds(now_seconds - at, lead_seconds, lead_seconds + 1.65 * start.deviation_seconds)
         for at in view.starting_at_seconds
     ]
 
-    def begun(at: float) -> float:
-        """Requests that what is there will have begun `at` seconds from now, expected."""
-        total = free + ready * speed * at
-        for ready_in in starts:
-            total += start.begun(at, ready_in)
-        return total
+    def lacking(requests: float, due_seconds: float, margin: float) -> float:
+        """How many of the first `requests` won't have begun in `due_seconds`, with what is there."""
+        begun = free + pace * due_seconds
+        if begun < requests:
+            for ready_in in readiness:
+                begun += start.begun(due_seconds, ready_in)
+        return requests - begun + (margin * math.sqrt(begun) if margin else 0.0)
 
     # What the price pays for being wrong: a newsvendor's quantile.
-    quantile = 1.0 - min(max(start.lead_seconds / (price * slots * (1.0 + wait_seconds / service_seconds)), 1e-4), 0.9)
-    safety = _NORMAL.inv_cdf(quantile)
-    new_seconds = start.lead_seconds + HPA_WAIT_SECONDS
-    extra = 0
-    most_lacking = 0.0
-    before = known.started
+    wrong = lead_seconds / (price * (slots + speed * wait_seconds))
+    margin = _NORMAL.inv_cdf(1.0 - min(max(wrong, 1e-4), 0.9)) * math.sqrt(SERVICE_VARIATION)
+    new_seconds = lead_seconds + HPA_WAIT_SECONDS
+    extra, most = 0, 0.0
+    started = known.started
     for until, at_seconds in known.batches:
         due_seconds = at_seconds + wait_seconds - now_seconds
         gain = start.begun(due_seconds, new_seconds)
-        if gain * price < start.lead_seconds:
+        if gain * price < lead_seconds:
             continue
-        done = begun(due_seconds)
-        lacking = until - before - done + safety * math.sqrt(0.5 * done)
-        if lacking > 0:
-            most_lacking = max(most_lacking, lacking)
-            extra = max(extra, _worth(lacking, gain, start.lead_seconds, price))
-    # What arrives before a replica that is started later could help it; and what is late, by another wait.
-    for share in (0.5, 1.0):
-        blind_seconds = share * min(2.0 * max(new_seconds + start.deviation_seconds - wait_seconds, 0.0), new_seconds)
-        due_seconds = max(blind_seconds, new_seconds) + wait_seconds if share == 1.0 else blind_seconds + wait_seconds
-        lacking = waiting + rate * blind_seconds - begun(due_seconds)
-        if lacking > 0:
-            most_lacking = max(most_lacking, lacking)
-            extra = max(extra, _worth(lacking, start.begun(due_seconds, new_seconds), start.lead_seconds, price))
-    reason = "{:.0f} wait and {:.2f} a second arrive; {:.1f} more can't begin in time"
-    numbers = (waiting, rate, most_lacking)
-    if extra > 0:
-        return view.alive + extra, reason, numbers
-    return max(busy, 1), reason, numbers
+        late = lacking(until - started, due_seconds, margin)
+        if late > 0:
+            most = max(most, late)
+            extra = max(extra, _worth(late, gain, lead_seconds, price))
+    # What arrives before a replica that is started later could help it.
+    blind_seconds = min(2.0 * max(new_seconds + start.deviation_seconds - wait_seconds, 0.0), new_seconds)
+    for ahead_seconds, due_seconds in (
+        (0.5 * blind_seconds, 0.5 * blind_seconds + wait_seconds),
+        (blind_seconds, max(blind_seconds, new_seconds) + wait_seconds),  # and what is late, by as long again
+    ):
+        late = lacking(waiting + rate * ahead_seconds, due_seconds, 0.0)
+        if late > 0:
+            most = max(most, late)
+            extra = max(extra, _worth(late, start.begun(due_seconds, new_seconds), lead_seconds, price))
+    reason = (
+        "{:.0f} wait, {:.0f} in flight, {:.2f} a second arrive; "
+        "{:.1f} can't begin in time with {} ready and {} starting"
+    )
+    numbers = (waiting, in_flight, rate, most, view.ready, view.starting)
+    return (view.alive + extra if extra else busy), reason, numbers
 
 
-def _worth(lacking: float, gain: float, lead_seconds: float, price: float) -> int:
-    """How many replicas, each of which starts `gain` of the `lacking` requests in time, avert more than they cost."""
-    whole = int(lacking / gain)
+def _worth(late: float, gain: float, lead_seconds: float, price: float) -> int:
+    """How many replicas, each of which starts `gain` of the `late` requests in time, avert more than they cost."""
     if gain * price < lead_seconds:
         return 0
-    return whole + ((lacking - whole * gain) * price >= lead_seconds)
+    whole = int(late / gain)
+    return whole + ((late - whole * gain) * price >= lead_seconds)
 
 
-def _believed(state: SloState, asked: int, known: Estimates, goals: Goals, now_seconds: float) -> ReplicaView:
-    """Replicas as they should be by now, where nobody sees them: what was asked for, a cold start ago."""
-    mean_seconds, deviation_seconds = known.cold_start(goals)
-    ready_after = mean_seconds + 0.5 * deviation_seconds
-    starting = tuple([at for at in state.asked_at_seconds if now_seconds - at < ready_after][-asked:] if asked else ())
-    return ReplicaView(at_seconds=now_seconds, ready=max(asked - len(starting), 0), starting_at_seconds=starting)
+def _believed(
+    asked_at_seconds: tuple[float, ...],
+    asked: int,
+    before: Estimates,
+    sample: Sample,
+    *,
+    start: _Start,
+    now_seconds: float,
+) -> tuple[ReplicaView, tuple[float, ...]]:
+    """(replicas as they should be, when those were asked for that don't serve yet), where nobody sees them.
+
+    What was asked for a cold start ago serves by now. While something waits every replica that serves is busy:
+    then they are seen in what is in flight, and one more that is busy tells how long its cold start took.
+    """
+    cold_starts: tuple[float, ...] = ()
+    if sample.waiting and sample.in_flight is not None:
+        ready = min(math.ceil(sample.in_flight / start.slots - 1e-9), asked)
+        if before.waiting > 0:
+            more = max(ready - math.ceil(before.in_flight / start.slots - 1e-9), 0)
+            came, asked_at_seconds = asked_at_seconds[:more], asked_at_seconds[more:]
+            cold_starts = tuple([max(now_seconds - at - 0.5 * before.interval_seconds, 1.0) for at in came])
+        starting = asked_at_seconds[max(len(asked_at_seconds) - (asked - ready), 0) :]
+        unaccounted = asked - ready - len(starting)
+        if unaccounted > 0:
+            starting = (*[now_seconds - start.lead_seconds] * unaccounted, *starting)
+    else:
+        serving_after_seconds = start.lead_seconds + HPA_WAIT_SECONDS + 0.5 * start.deviation_seconds
+        starting = tuple([at for at in asked_at_seconds if now_seconds - at < serving_after_seconds])
+        starting = starting[max(len(starting) - asked, 0) :]
+        ready = asked - len(starting)
+    view = ReplicaView(
+        at_seconds=now_seconds, ready=ready, starting_at_seconds=starting, cold_starts_seconds=cold_starts
+    )
+    return view, asked_at_seconds
 
 
 def _asked(
-    state: SloState, asked: int, desired: int, lead_seconds: float, now_seconds: float
+    asked_at_seconds: tuple[float, ...], asked: int, desired: int, start: _Start, now_seconds: float
 ) -> tuple[float, ...]:
-    kept = [at for at in state.asked_at_seconds if now_seconds - at < 3 * lead_seconds]
+    kept = [at for at in asked_at_seconds if now_seconds - at < 5 * start.lead_seconds]
     if desired > asked:
         kept.extend([now_seconds] * (desired - asked))
     elif desired < asked:
-        kept = kept[: max(len(kept) - (asked - desired), 0)]
+        del kept[max(len(kept) - (asked - desired), 0) :]  # the newest go first, as the ReplicaSet takes them
     return tuple(kept)
 
 

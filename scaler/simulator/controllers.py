@@ -174,9 +174,7 @@ class Pilot:
         if decision.active:
             if replicas == 0:
                 # Inactive to active is pushed at once; where KEDA undid it meanwhile, the heartbeat says it again.
-                replicas, self._keda_state = keda_push(
-                    self.keda, self._keda_state, replicas=0, now_seconds=now_seconds
-                )
+                replicas, self._keda_state = keda_push(self.keda, self._keda_state, replicas=0, now_seconds=now_seconds)
                 world.scale_to(replicas, now_seconds)
             if self.fast_scale and decision.desired_replicas > replicas:
                 replicas = decision.desired_replicas
@@ -220,10 +218,10 @@ class Pilot:
             now_seconds,
         )
         world.scale_to(wanted, now_seconds)
-        if not self._memoryless or math.ceil(decision.metric_value - 1e-9) != wanted:
-            # An inactive workload's metric is 0 and the HPA stays at 1: only KEDA's poll takes the last one.
-            if not (wanted == replicas and self._memoryless):
-                self._sync_at_seconds = after(now_seconds, HPA_SYNC_SECONDS, self._phases[1])
+        # Where it stopped short (a rate limit), it goes on; the last replica of an inactive workload is KEDA's.
+        moved = wanted != replicas and math.ceil(decision.metric_value - 1e-9) != wanted
+        if moved or not self._memoryless:
+            self._sync_at_seconds = after(now_seconds, HPA_SYNC_SECONDS, self._phases[1])
 
 
 @dataclass(slots=True, kw_only=True)

@@ -417,9 +417,9 @@ class World:
         at_seconds, direction = self._last_change
         sign = 1 if change > 0 else -1
         near_seconds = max(2 * self.spec.cold_start.mean_seconds, 60.0)
-        if sign == -direction and now_seconds - at_seconds <= near_seconds:
-            if now_seconds >= self.spec.scored_from_seconds:
-                self._reversals += 1
+        scored = now_seconds >= self.spec.scored_from_seconds
+        if scored and sign == -direction and now_seconds - at_seconds <= near_seconds:
+            self._reversals += 1
         self._last_change = (now_seconds, sign)
 
     def _mark(self, now_seconds: float) -> None:

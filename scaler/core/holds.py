@@ -1,0 +1,120 @@
+"""How long an idle replica is worth keeping, from the idle gaps of its level.
+
+A level is the k-th replica. It remembers when it was last in use, and levels share histories of how long they were
+idle before they were used again: 1, 2, 3-4, 5-8, ... A gap costs its length if the replica is kept through it, and
+what a replica costs to miss if it is not: each group of levels is kept for as long as would have been cheapest
+over its own gaps. Before there are gaps it is the break-even itself, which never costs more than twice the best
+(ski rental: Karlin et al. 1988).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+GROUPS = 8
+BINS = 15  # of gaps: up to 5 s, 10 s, 20 s, ... 11 hours, longer
+FIRST_SECONDS = 5.0
+KEPT = 200.0  # gaps remembered by each group, about
+TRUSTED = 5.0  # gaps that weigh as much as the break-even that is used before any
+MIDDLES = (1.0, 2.0, 3.5, 6.5, 12.5, 24.5, 48.5, 96.5)  # the middle level of each group
+_EDGES = tuple(FIRST_SECONDS * 2.0**index for index in range(BINS - 1))
+_MIDDLES = (FIRST_SECONDS / 2, *(0.75 * edge for edge in _EDGES[1:]), 1.5 * _EDGES[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """When levels were last in use, their gaps, and how long each group is kept.
+
+    `used`: (level, last in use at), levels falling and times rising: a level is in use when a higher one is.
+    `timeouts_seconds` were worked out for `timeouts_for`, what letting go costs in GPU-seconds.
+    """
+
+    used: tuple[tuple[int, float], ...] = ()
+    gaps: tuple[tuple[float, ...], ...] = ((0.0,) * BINS,) * GROUPS
+    timeouts_seconds: tuple[float, ...] = ()
+    timeouts_for: tuple[float, ...] = ()
+
+
+NOTHING_HELD = Holds()
+
+
+def group_of(level: int) -> int:
+    """The group of a level, which is at least 1."""
+    return min((level - 1).bit_length(), GROUPS - 1)
+
+
+def in_use(
+    known: Holds, using: int, *, letting_go: tuple[float, ...], shortest_seconds: float, now_seconds: float
+) -> Holds:
+    """With levels up to `using` in use now. Gaps up to `shortest_seconds` are between two looks: not gaps."""
+    used, gaps = known.used, known.gaps
+    learned = False
+    if using > 0:
+        floor = 0
+        for level, at_seconds in reversed(used):
+            gap_seconds = now_seconds - at_seconds
+            top = min(level, using)
+            if top > floor and gap_seconds > shortest_seconds:
+                learned = True
+                gaps = _counted(gaps, group_of(floor + 1), group_of(top), gap_seconds)
+            floor = max(floor, level)
+            if level >= using:
+                break
+        used = (*[entry for entry in used if entry[0] > using], (using, now_seconds))
+    timeouts, timeouts_for = known.timeouts_seconds, known.timeouts_for
+    if learned or not timeouts or letting_go != timeouts_for:
+        timeouts, timeouts_for = timeouts_of(gaps, letting_go), letting_go
+    return Holds(used, gaps, timeouts, timeouts_for)
+
+
+def held(known: Holds, now_seconds: float) -> tuple[int, float]:
+    """(the highest level that is still worth keeping, when it stops being so)."""
+    used, timeouts = known.used, known.timeouts_seconds
+    for index, (level, at_seconds) in enumerate(used):
+        idle_seconds = now_seconds - at_seconds
+        floor = used[index + 1][0] if index + 1 < len(used) else 0
+        top = level
+        while top > floor:
+            group = group_of(top)
+            if idle_seconds < timeouts[group]:
+                return top, at_seconds + timeouts[group]
+            top = 1 << (group - 1) if group else 0
+    return 0, math.inf
+
+
+def timeouts_of(gaps: tuple[tuple[float, ...], ...], letting_go: tuple[float, ...]) -> tuple[float, ...]:
+    """How long each group is kept idle: the cheapest over its own gaps, near the break-even while they are few."""
+    timeouts = []
+    for row, cost_of_one in zip(gaps, letting_go, strict=True):
+        total = sum(row)
+        best_cost, best_seconds = cost_of_one * total, 0.0
+        kept_cost, left = 0.0, total
+        for index, edge_seconds in enumerate(_EDGES):
+            kept_cost += row[index] * _MIDDLES[index]
+            left -= row[index]
+            cost = kept_cost + left * (edge_seconds + cost_of_one)
+            if cost < best_cost:
+                best_cost, best_seconds = cost, edge_seconds
+        timeouts.append((TRUSTED * cost_of_one + total * best_seconds) / (TRUSTED + total))
+    return tuple(timeouts)
+
+
+def shifted(known: Holds, shift_seconds: float) -> Holds:
+    """With every moment moved, where the clock started anew."""
+    return replace(known, used=tuple((level, at_seconds + shift_seconds) for level, at_seconds in known.used))
+
+
+def _counted(
+    gaps: tuple[tuple[float, ...], ...], first_group: int, last_group: int, gap_seconds: float
+) -> tuple[tuple[float, ...], ...]:
+    index = min(max(math.ceil(math.log2(gap_seconds / FIRST_SECONDS)), 0), BINS - 1)
+    changed = list(gaps)
+    for group in range(first_group, last_group + 1):
+        row = list(changed[group])
+        row[index] += 1.0
+        total = sum(row)
+        if total > KEPT:
+            row = [value * 0.5 for value in row]
+        changed[group] = tuple(row)
+    return tuple(changed)

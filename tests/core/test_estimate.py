@@ -1,0 +1,149 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, updated
+from scaler.core.model import Goals, Sample
+
+GOALS = Goals(target_value=1.0, wait_seconds=20.0, attainment=0.95)
+
+
+def sample(
+    at: float, waiting: float, in_flight: float, arrived: float | None = None, completed: float | None = None
+) -> Sample:
+    return Sample(
+        at_seconds=at,
+        metric_value=waiting + in_flight,
+        active=waiting + in_flight > 0,
+        waiting=waiting,
+        in_flight=in_flight,
+        arrived_total=arrived,
+        completed_total=completed,
+    )
+
+
+def fed(known: Estimates, *samples: Sample, ready: int = 1) -> Estimates:
+    for one in samples:
+        known = updated(
+            known, one, GOALS, ready=ready, cold_starts_seconds=(), waking=False, now_seconds=one.at_seconds
+        )
+    return known
+
+
+def steady(counters: bool) -> list[Sample]:
+    """Two requests a second, five seconds each, none waits."""
+    return [
+        sample(5.0 * i, 0.0, 10.0, 10.0 + 10.0 * i if counters else None, 10.0 * i if counters else None)
+        for i in range(400)
+    ]
+
+
+@pytest.mark.parametrize("counters", [True, False], ids=["exact counters", "differences"])
+def test_rate_and_service_time_of_a_steady_flow(counters: bool) -> None:
+    known = fed(NOTHING_KNOWN, *steady(counters), ready=10)
+    assert known.service_seconds(GOALS) == pytest.approx(5.0, rel=0.05)
+    assert known.short.value == pytest.approx(2.0, rel=0.05)
+    assert known.achieved is None or known.achieved == 1.0
+
+
+def test_waits_are_told_from_the_order_of_arrival() -> None:
+    samples, arrived, completed = [], 0.0, 0.0
+    for i in range(200):  # one a second arrives, one a second starts, thirty wait: each waits thirty seconds
+        arrived = 31.0 + 5.0 * i
+        completed = 5.0 * i
+        samples.append(sample(5.0 * i, 30.0, 1.0, arrived, completed))
+    known = fed(NOTHING_KNOWN, *samples)
+    assert known.achieved is not None
+    assert known.achieved < 0.1
+    assert known.debt > 0
+
+
+def test_a_counter_that_restarts_loses_one_sample_and_nothing_else() -> None:
+    before = fed(NOTHING_KNOWN, *steady(True), ready=10)
+    last = steady(True)[-1]
+    after = fed(before, sample(last.at_seconds + 5.0, 0.0, 10.0, 3.0, 0.0), ready=10)
+    assert after.service_seconds(GOALS) == pytest.approx(before.service_seconds(GOALS), rel=0.05)
+    assert after.short.value == pytest.approx(before.short.value, rel=0.3)
+
+
+def test_a_purge_is_not_taken_for_work_done() -> None:
+    before = fed(NOTHING_KNOWN, *[sample(5.0 * i, 1_000.0, 1.0) for i in range(50)])
+    after = fed(before, sample(250.0, 0.0, 1.0))
+    assert after.service_seconds(GOALS) == before.service_seconds(GOALS)
+    assert after.batches == ()
+
+
+def test_a_clock_that_steps_back_keeps_what_was_learned() -> None:
+    before = fed(NOTHING_KNOWN, *steady(True), ready=10)
+    after = fed(before, sample(3.0, 0.0, 10.0, 5_000.0, 4_990.0), ready=10)
+    assert after.service_seconds(GOALS) == before.service_seconds(GOALS)
+    assert after.short.value == before.short.value
+
+
+def test_cold_starts_are_the_mean_of_those_seen_and_the_first_guess_before() -> None:
+    guess = replace(GOALS, cold_start_seconds=45.0)
+    assert NOTHING_KNOWN.cold_start(guess)[0] == 45.0
+    known = NOTHING_KNOWN
+    for i in range(30):
+        known = updated(
+            known,
+            sample(5.0 * i, 0.0, 1.0),
+            GOALS,
+            ready=1,
+            cold_starts_seconds=(80.0, 120.0),
+            waking=False,
+            now_seconds=5.0 * i,
+        )
+    mean_seconds, deviation_seconds = known.cold_start(GOALS)
+    assert mean_seconds == pytest.approx(100.0, rel=0.05)
+    assert deviation_seconds == pytest.approx(20.0, rel=0.3)
+
+
+def test_without_a_view_the_first_work_after_a_wake_tells_the_cold_start() -> None:
+    known = fed(NOTHING_KNOWN, sample(0.0, 0.0, 0.0, 0.0, 0.0), ready=0)
+    for i in range(1, 30):
+        served = i >= 17
+        one = sample(5.0 * i, 0.0 if served else 1.0, 1.0 if served else 0.0, 1.0, 0.0)
+        known = updated(
+            known, one, GOALS, ready=0, cold_starts_seconds=(), waking=not served, now_seconds=one.at_seconds
+        )
+    assert known.cold_starts == 1
+    assert known.cold_start(GOALS)[0] == pytest.approx(80.0, abs=6.0)
+
+
+COUNT = st.one_of(st.none(), st.floats(0, 1e9))
+
+
+@given(st.lists(st.tuples(st.floats(-100, 1e5), st.floats(0, 1e6), COUNT, COUNT, COUNT), min_size=1, max_size=40))
+def test_whatever_is_read_it_stays_finite_bounded_and_survives_a_round_trip(
+    readings: list[tuple[float, float, float | None, float | None, float | None]],
+) -> None:
+    known, now = NOTHING_KNOWN, 0.0
+    for gap, waiting, in_flight, arrived, completed in readings:
+        now += gap
+        one = Sample(
+            at_seconds=now,
+            metric_value=waiting,
+            active=True,
+            waiting=waiting,
+            in_flight=in_flight,
+            arrived_total=arrived,
+            completed_total=completed,
+        )
+        known = updated(known, one, GOALS, ready=2, cold_starts_seconds=(), waking=False, now_seconds=now)
+    assert 0 < known.service_seconds(GOALS) < float("inf")
+    assert 0.5 <= known.dispersion <= 100
+    assert len(known.batches) <= 97
+    text = json.dumps(dumped(known), allow_nan=False)
+    assert loaded(json.loads(text)) == known
+
+
+def test_what_is_loaded_later_moves_with_the_clock() -> None:
+    known = fed(NOTHING_KNOWN, sample(100.0, 5.0, 1.0, 6.0, 0.0))
+    moved = loaded(json.loads(json.dumps(dumped(known))), shift_seconds=-100.0)
+    assert moved.at_seconds == 0.0
+    assert moved.batches[0][1] == known.batches[0][1] - 100.0
+    assert loaded({}) == NOTHING_KNOWN
