@@ -147,8 +147,8 @@ def start_rabbitmq(
     http_port: int | None = None,
     outlives_us: bool = False,
 ) -> Iterator[RabbitMQBroker]:
-    """Run a broker. `oauth` also accepts tokens of `broker.tokens`; `configuration` goes to rabbitmq.conf, `plugins` are
-    enabled besides management.
+    """Run a broker. `oauth` also accepts tokens of `broker.tokens`; `configuration` goes to rabbitmq.conf, `plugins`
+    are enabled besides management.
     """
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(scratch_folder("rabbitmq")) if folder is None else folder
