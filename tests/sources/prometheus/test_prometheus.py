@@ -157,8 +157,9 @@ async def test_prometheuss_own_basic_authentication_and_tls() -> None:
                     await opened.read([trigger.source.query(trigger.config)], lambda _, outcome: found.append(outcome))
                 return found[0]
 
-            deadline = time.monotonic() + 20
-            while "503" in str(await once("hidden")) and time.monotonic() < deadline:
+            for _ in range(200):
+                if "503" not in str(await once("hidden")):
+                    break
                 await asyncio.sleep(0.1)  # its port is open before it is ready
             assert isinstance(await once("hidden"), Answer)
             refused = await once("mistaken")
