@@ -58,6 +58,7 @@ _LARGEST_LISTING = 200_000
 # A listing is not atomic. Where the number of queues changed between its pages, it is read again this often.
 _LISTING_ATTEMPTS = 3
 _REMEMBERED_EXPRESSIONS = 4096
+_RATES_MODE_HOLDS_SECONDS = 600.0
 
 Row = Mapping[str, object]
 
@@ -84,6 +85,7 @@ class ManagementClient:
         oauth = server.oauth
         self._tokens = None if oauth is None else Tokens(oauth, self._token_http.post, context.clock)
         self._vhosts: defaultdict[str, _Vhost] = defaultdict(_Vhost)
+        self._rates: tuple[bool, float] | None = None  # whether RabbitMQ measures rates, and when it was asked
         # Names that had statistics, by expression: one that has none any more is unknown, not empty.
         self._counted: OrderedDict[QueueQuery, frozenset[str]] = OrderedDict()
 
@@ -145,13 +147,15 @@ class ManagementClient:
                 what=query.what,
                 run=run,
             )
-            counts = reading.counts_of(row_of(value, query))
+            row = row_of(value, query)
+            counts = reading.counts_of(row)
             if counts is None:
                 raise _without_statistics(query, query.name)
+            rates = await self._measures_rates((row,), run)
         except SourceError as err:
             run.deliver(query, err)
         else:
-            run.deliver(query, reading.one(counts, self._context.clock()))
+            run.deliver(query, reading.one(counts, self._context.clock(), rates=rates))
 
     async def _read_matching(self, query: QueueQuery, run: _Run) -> None:
         """One expression by a listing of its own, narrowed where the expression begins with plain text."""
@@ -165,7 +169,7 @@ class ManagementClient:
                 what=query.what,
                 run=run,
             )
-            result = self._matching(query, rows)
+            result = self._matching(query, rows, rates=await self._measures_rates(rows, run))
         except SourceError as err:
             run.deliver(query, err)
         else:
@@ -194,13 +198,14 @@ class ManagementClient:
                 run.deliver(query, err)
             return
         at_seconds = self._context.clock()
+        rates = await self._measures_rates(rows, run)
         by_name = {row["name"]: row for row in rows}
         unseen = []
         for query in singles:
             row = by_name.get(query.name)
             counts = None if row is None else reading.counts_of(row)
             if counts is not None:
-                run.deliver(query, reading.one(counts, at_seconds))
+                run.deliver(query, reading.one(counts, at_seconds, rates=rates))
             elif row is not None:
                 run.deliver(query, _without_statistics(query, query.name))
             elif pages > 1:
@@ -209,14 +214,32 @@ class ManagementClient:
                 run.deliver(query, _missing(query))
         for query in expressions:
             try:
-                run.deliver(query, self._matching(query, rows))
+                run.deliver(query, self._matching(query, rows, rates=rates))
             except SourceError as err:
                 run.deliver(query, err)
         async with asyncio.TaskGroup() as group:
             for query in unseen:
                 group.create_task(self._read_single(query, run))
 
-    def _matching(self, query: QueueQuery, rows: Sequence[Row]) -> reading.Reading:
+    async def _measures_rates(self, rows: Sequence[Row], run: _Run) -> bool:
+        """Whether RabbitMQ measures rates. Where no row has any, either nothing happened so far, or it does not."""
+        if not rows or any("message_stats" in row for row in rows):
+            return True
+        now_seconds = self._context.clock()
+        if self._rates is None or now_seconds - self._rates[1] > _RATES_MODE_HOLDS_SECONDS:
+            self._rates = (True, now_seconds)  # until the answer is here, and where there is none
+            what = "overview of the management API"
+            try:
+                value = await self._get(
+                    "/api/overview?columns=rates_mode", None, what=what, run=run, tells_of_server=False
+                )
+            except SourceError:
+                return True
+            measures = not isinstance(value, dict) or value.get("rates_mode") != "none"
+            self._rates = (measures, now_seconds)
+        return self._rates[0]
+
+    def _matching(self, query: QueueQuery, rows: Sequence[Row], *, rates: bool) -> reading.Reading:
         """The queues of `rows` that match and that the connection allows.
 
         Raises SourceNoData where one of them had statistics before and has none now. One that never had any
@@ -243,7 +266,7 @@ class ManagementClient:
         self._counted.move_to_end(query)
         while len(self._counted) > _REMEMBERED_EXPRESSIONS:
             self._counted.popitem(last=False)
-        return reading.several(found, self._context.clock())
+        return reading.several(found, self._context.clock(), rates=rates)
 
     async def _list(
         self, vhost: str, filtered: str, *, page_size: int, timeout_seconds: float | None, what: str, run: _Run
@@ -290,11 +313,13 @@ class ManagementClient:
         path = f"/api/queues/{path_segment(vhost)}?{query}"
         return page_of(await self._get(path, timeout_seconds, what=what, run=run), what=what)
 
-    async def _get(self, path: str, timeout_seconds: float | None, *, what: str, run: _Run) -> object:
+    async def _get(
+        self, path: str, timeout_seconds: float | None, *, what: str, run: _Run, tells_of_server: bool = True
+    ) -> object:
         """The decoded answer to one GET.
 
         Raises SourceError. Where the server did not answer at all, the questions still waiting for their turn
-        get the same error at once: they would only add up their time limits.
+        get the same error at once: they would only add up their time limits. `tells_of_server` False: not so.
         """
         async with self._slots:
             if run.fault is not None:
@@ -305,7 +330,7 @@ class ManagementClient:
             except _PageOutOfRangeError:
                 raise
             except SourceUnavailable as err:
-                if run.answers == answered:
+                if tells_of_server and run.answers == answered:
                     run.fault = err
                 raise
             run.answers += 1

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from scaler.core.model import ReplicaView, Sample
+from scaler.errors import SourceNoData, quoted
 from scaler.sources.rabbitmq.config import Mode, RabbitConfig
 
 # The least rate that RabbitMQ's statistics can show: one message in an interval of 5 s. "Nothing was
@@ -42,7 +43,8 @@ class Counts:
 class Reading:
     """`queues` queues at one moment: their sum, and the greatest value of each field by itself.
 
-    For one queue both are the same. `greatest_messages`: of ready plus unacknowledged, queue by queue.
+    For one queue both are the same. `greatest_messages`: of ready plus unacknowledged, queue by queue. `rates`:
+    whether RabbitMQ measures any; else their zeros mean nothing.
     """
 
     at_seconds: float
@@ -50,17 +52,25 @@ class Reading:
     total: Counts
     greatest: Counts
     greatest_messages: float
+    rates: bool = True
 
 
 NOTHING = Counts(ready=0.0, unacknowledged=0.0, consumers=0.0)
 
 
-def one(counts: Counts, at_seconds: float) -> Reading:
+def one(counts: Counts, at_seconds: float, *, rates: bool = True) -> Reading:
     """The reading of a single queue."""
-    return Reading(at_seconds=at_seconds, queues=1, total=counts, greatest=counts, greatest_messages=counts.messages)
+    return Reading(
+        at_seconds=at_seconds,
+        queues=1,
+        total=counts,
+        greatest=counts,
+        greatest_messages=counts.messages,
+        rates=rates,
+    )
 
 
-def several(queues: Iterable[Counts], at_seconds: float) -> Reading:
+def several(queues: Iterable[Counts], at_seconds: float, *, rates: bool = True) -> Reading:
     """The reading of the queues that match an expression; none: all zero, as KEDA has it."""
     found = tuple(queues)
     if not found:
@@ -80,6 +90,7 @@ def several(queues: Iterable[Counts], at_seconds: float) -> Reading:
         total=Counts(**sums),  # type: ignore[arg-type]  # the fields that may not be None never are: each queue has them
         greatest=Counts(**tops),  # type: ignore[arg-type]  # likewise
         greatest_messages=max(counts.messages for counts in found),
+        rates=rates,
     )
 
 
@@ -110,7 +121,15 @@ def counts_of(row: Mapping[str, object]) -> Counts | None:
 
 
 def sample(config: RabbitConfig, reading: Reading, view: ReplicaView | None) -> Sample:
-    """KEDA's metric and activation, but for consumers that are stuck (see `measure`)."""
+    """KEDA's metric and activation, but for consumers that are stuck (see `measure`).
+
+    Raises SourceNoData where the mode needs rates and RabbitMQ measures none.
+    """
+    if not reading.rates and config.mode is not Mode.QUEUE_LENGTH:
+        raise SourceNoData(
+            f"queue {quoted(config.queue)}: mode {config.mode.value} needs rates, and RabbitMQ measures none "
+            "(management.rates_mode is none); set it to basic, or use mode QueueLength"
+        )
     counts, messages = _operated(config, reading)
     metric, active = measure(
         config.mode,

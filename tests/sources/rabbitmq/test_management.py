@@ -396,7 +396,8 @@ async def test_a_path_is_sent_as_written_and_credentials_in_the_header() -> None
     async def note(request: web.Request) -> web.StreamResponse:
         seen["path"] = request.raw_path.split("?")[0]
         seen["authorization"] = request.headers.get("Authorization", "")
-        return web.json_response({"name": "q/1", "messages_ready": 1, "messages_unacknowledged": 0})
+        row = {"name": "q/1", "messages_ready": 1, "messages_unacknowledged": 0, "message_stats": {}}
+        return web.json_response(row)
 
     async with serving(note) as url:
         host = url.replace("http://", "http://me:p%C3%BC%3A@")
@@ -428,6 +429,37 @@ async def test_queues_that_had_statistics_and_have_none_any_more_are_unknown() -
             assert '"q2"' in str(found)
             del rows[1]  # deleted: known to be gone
             assert (await sampled(client, config)).waiting == 1
+
+
+@pytest.mark.parametrize("regex", ["false", "true"])
+@pytest.mark.parametrize(("rates_mode", "known"), [("none", False), ("basic", True), (None, True)])
+async def test_rates_that_rabbitmq_does_not_measure_are_unknown(
+    rates_mode: str | None, known: bool, regex: str
+) -> None:
+    """Without traffic so far a row has no rates either: the overview tells the difference."""
+    asked = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        if request.path == "/api/overview":
+            return web.Response(status=500) if rates_mode is None else web.json_response({"rates_mode": rates_mode})
+        row = {"name": "q", "messages_ready": 4, "messages_unacknowledged": 0}
+        page = {"items": [row], "page_count": 1, "filtered_count": 1, "total_count": 1}
+        return web.json_response(page if regex == "true" else row)
+
+    async with serving(answer) as url:
+        metadata = {"queueName": "q", "host": f"{url}/v", "useRegex": regex}
+        length = config_of(metadata)
+        rate = config_of(metadata | {"mode": "MessageRate", "value": "3"})
+        async with opened(length) as client:
+            for _ in range(3):
+                assert (await sampled(client, length)).metric_value == 4
+                if known:
+                    assert (await sampled(client, rate)).metric_value == 0
+                else:
+                    with pytest.raises(SourceNoData, match="rates_mode"):
+                        await sampled(client, rate)
+    assert asked.count("/api/overview") == 1
 
 
 async def test_a_listing_that_changes_between_its_pages_is_read_again() -> None:
