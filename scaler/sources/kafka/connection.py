@@ -56,26 +56,27 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka ships n
     async def connect(self) -> None:
         """As its parent's, but for the addresses: the name is not resolved a second time."""
         loop = asyncio.get_running_loop()
-        self._closed_fut = create_future()
         context = self._ssl_context if self._security_protocol in {"SSL", "SASL_SSL"} else None
-        reader = asyncio.StreamReader(limit=_READER_LIMIT_BYTES, loop=loop)
-        protocol = AIOKafkaProtocol(self._closed_fut, reader, loop=loop)
-        transport = None
-        for number, address in enumerate(self._addresses):
+        for number, address in enumerate(self._addresses, start=1):
+            self._closed_fut = create_future()
+            reader = asyncio.StreamReader(limit=_READER_LIMIT_BYTES, loop=loop)
+            protocol = AIOKafkaProtocol(self._closed_fut, reader, loop=loop)
             try:
                 transport, _ = await loop.create_connection(
-                    lambda: protocol,
+                    lambda protocol=protocol: protocol,
                     address,
                     self.port,
                     ssl=context,
                     server_hostname=self.host if context is not None else None,
                 )
-                break
-            except ConnectionRefusedError:  # another address of the name may answer
-                if number == len(self._addresses) - 1:
+            except OSError as err:
+                # Another address of the name may be reachable; a TLS handshake would end there as it did here.
+                if number == len(self._addresses) or isinstance(err, ssl.SSLError):
                     raise
-        self._reader, self._protocol = reader, protocol
-        self._writer = asyncio.StreamWriter(transport, protocol, reader, loop)  # type: ignore[arg-type]  # set above
+            else:
+                self._reader, self._protocol = reader, protocol
+                self._writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+                break
         self._read_task = self._create_reader_task()
         try:
             await self._do_version_lookup()

@@ -54,7 +54,10 @@ class OAuthTokens(TokenProvider):
     """Tokens of a token endpoint, kept until shortly before they end."""
 
     def __init__(self, sasl: SaslConfig, oauth: OAuthConfig, context: SourceContext) -> None:
+        import aiohttp  # noqa: PLC0415 - only where OAuth is used, and before any timeout runs: it takes a second
+
         super().__init__(sasl, context)
+        self._aiohttp = aiohttp
         self._oauth = oauth
         self._what = f"token endpoint {quoted(oauth.endpoint_url)}"
         self._lock = asyncio.Lock()
@@ -71,8 +74,7 @@ class OAuthTokens(TokenProvider):
             return self._token
 
     async def _fetch(self) -> tuple[str, float]:
-        import aiohttp  # noqa: PLC0415 - only where OAuth is used
-
+        aiohttp = self._aiohttp
         timeout = aiohttp.ClientTimeout(total=self._context.read_timeout_seconds)
         connector = aiohttp.TCPConnector(socket_factory=guarded_sockets(self._context.judge_address))
         try:
