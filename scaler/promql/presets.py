@@ -304,6 +304,15 @@ class ModelServer(Preset):
         return sum(100.0 * sum(values) / len(values) for values in shares.values()) if shares else None
 
 
+def spellings(name: str) -> tuple[str, ...]:
+    """A metric's name as the server writes it, and as it may arrive.
+
+    Python's prometheus_client writes "_" for ":" where the scrape asks for OpenMetrics, as Prometheus does
+    (seen with prometheus_client 0.26 and Prometheus 2.42).
+    """
+    return (name, name.replace(":", "_"))
+
+
 def preset_parameters(
     thresholds: Mapping[str, float], *, unit: str, model: bool, stale_seconds: float = 120.0
 ) -> tuple[Parameter, ...]:

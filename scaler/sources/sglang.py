@@ -6,7 +6,7 @@ report the same numbers, so only data-parallel ranks are summed. `token_usage` i
 
 from __future__ import annotations
 
-from scaler.promql.presets import ModelServer, preset_parameters
+from scaler.promql.presets import ModelServer, preset_parameters, spellings
 
 _THRESHOLDS = {"load": 32.0, "waiting": 5.0, "cache": 80.0}
 
@@ -17,9 +17,9 @@ class SGLang(ModelServer):
     name = "sglang"
     summary = "SGLang: requests queued and running, and the tokens' use, of a workload's pods"
     roles = {  # noqa: RUF012 - a constant
-        "waiting": ("sglang:num_queue_reqs",),
-        "running": ("sglang:num_running_reqs",),
-        "cache": ("sglang:token_usage",),
+        "waiting": spellings("sglang:num_queue_reqs"),
+        "running": spellings("sglang:num_running_reqs"),
+        "cache": spellings("sglang:token_usage"),
     }
     identities = ("model_name", "engine_type", "dp_rank")
     model_label = "model_name"

@@ -7,7 +7,7 @@ one pod (data-parallel ranks) are summed.
 
 from __future__ import annotations
 
-from scaler.promql.presets import ModelServer, preset_parameters
+from scaler.promql.presets import ModelServer, preset_parameters, spellings
 
 _THRESHOLDS = {"load": 32.0, "waiting": 5.0, "cache": 80.0}
 
@@ -18,11 +18,11 @@ class VLLM(ModelServer):
     name = "vllm"
     summary = "vLLM: requests waiting and running, and the KV cache's use, of a workload's pods"
     roles = {  # noqa: RUF012 - a constant
-        "waiting": ("vllm:num_requests_waiting", "num_requests_waiting"),
-        "running": ("vllm:num_requests_running", "num_requests_running"),
+        "waiting": (*spellings("vllm:num_requests_waiting"), "num_requests_waiting"),
+        "running": (*spellings("vllm:num_requests_running"), "num_requests_running"),
         "cache": (
-            "vllm:kv_cache_usage_perc",
-            "vllm:gpu_cache_usage_perc",
+            *spellings("vllm:kv_cache_usage_perc"),
+            *spellings("vllm:gpu_cache_usage_perc"),
             "kv_cache_usage_perc",
             "gpu_cache_usage_perc",
         ),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadgen.exporter import ExporterShape, PodSeries, exported
 from scaler.core.model import ReplicaView, Sample
 from scaler.errors import SourceDenied, SourceError, SourceNoData, SourceTimeout, TriggerInvalid
 from scaler.promql.enforce import enforce
@@ -598,3 +600,51 @@ async def test_a_hostile_pattern_reads_no_other_namespace(cluster: Cluster) -> N
     for pod in (".*", '.*"} or {namespace="team-b', ".*|x", "(?s).*"):
         with pytest.raises(SourceNoData):
             await read(cluster.server, "vllm", {"namespace": cluster.namespace, "pod": pod})
+
+
+@pytest.mark.parametrize("convention", ["own", "exported", "old"])
+async def test_scraped_pods_come_go_and_are_waited_for(convention: str) -> None:
+    """A real scrape of exporters in the shape of dcgm-exporter and vLLM, from two replicas to none."""
+    pods = [
+        PodSeries(namespace="team-a", pod=POD, gpu_share=0.9, running=4, waiting=6, kv_cache_share=0.5),
+        PodSeries(namespace="team-a", pod=OTHER, gpu_share=0.5, running=2, waiting=1, gpu=1, mig=("1g.10gb", "7")),
+        PodSeries(namespace="team-b", pod=POD, gpu_share=1.0, running=50, waiting=50, gpu=2),
+    ]
+    shape = ExporterShape(exported_labels=convention == "exported", old_labels=convention == "old")
+    where = {"namespace": "team-a", "workload": "llama"}
+    with exported(lambda: pods, shape=shape) as url:
+        target = url.removeprefix("http://").removesuffix("/metrics")
+        with start_prometheus(scrape_targets={"pods": [target]}) as server:
+
+            async def once(source: str, view: ReplicaView | None = None) -> Sample | None:
+                try:
+                    return await read(server, source, where, view=view)
+                except SourceNoData:
+                    return None
+
+            gpus = await _eventually(lambda: once("dcgm"), lambda found: found is not None)
+            assert gpus is not None
+            assert gpus.utilization_sum == pytest.approx(140.0)
+            queue = await once("vllm")
+            assert queue is not None
+            assert (queue.waiting, queue.in_flight) == (7.0, 6.0)
+            del pods[:2]
+            await _eventually(lambda: once("vllm"), lambda found: found is None)
+            assert await once("dcgm") is None
+            for source in ("dcgm", "vllm"):
+                rested = await once(source, seen(0))
+                assert rested is not None
+                assert (rested.metric_value, rested.active) == (0.0, False)
+                assert await once(source, seen(1)) is None
+
+
+async def _eventually(
+    read_once: Callable[[], Awaitable[Sample | None]], wanted: Callable[[Sample | None], bool]
+) -> Sample | None:
+    """What is read once it is as wanted; scrapes come each second."""
+    for _ in range(150):
+        found = await read_once()
+        if wanted(found):
+            return found
+        await asyncio.sleep(0.1)
+    raise AssertionError("it did not come")
