@@ -126,7 +126,9 @@ async def test_three_brokers_cost_a_connection_each_and_few_requests(cluster: Ka
         assert len(source.client.brokers) == 3
         for broker in source.client.brokers:
             assert broker.connections == 1
-            assert broker.requests - before[broker] <= 2
+            # Two by the design: offsets committed, log ends. The rest is room for a paced look-up of leaders,
+            # coordinators or controllers that falls into this very read; a request a group would be 100.
+            assert broker.requests - before[broker] <= 6
 
 
 async def test_a_topic_is_deleted_and_created_anew(kafka: Kafka) -> None:
