@@ -101,8 +101,8 @@ class Slo:
         price = max(_price(before, goals, start, now_seconds), FLOOR * start.lead_seconds / in_time)
         need, why, numbers = _need(known, view, start, price, wait_seconds=wait_seconds, now_seconds=now_seconds)
         there = view.alive
-        using = max(need, there) if view.starting else need  # what is loading is not killed
-        using = min(using, goals.max_replicas)
+        # More may be started than there are requests, to beat the odds of a late cold start: that is not use.
+        using = min(need, math.ceil((known.waiting + known.in_flight) / start.slots - 1e-9), goals.max_replicas)
         on_demand = start.begun(wait_seconds, start.lead_seconds + HPA_WAIT_SECONDS)
         missing = in_time * min(price, start.lead_seconds / max(on_demand, 1e-9))
         holds = in_use(
@@ -113,7 +113,8 @@ class Slo:
             now_seconds=now_seconds,
         )
         kept, release_at_seconds = held(holds, now_seconds)
-        desired = min(max(using, kept), goals.max_replicas)
+        desired = max(need, kept, there if view.starting else 0)  # what is loading is not killed
+        desired = min(desired, goals.max_replicas)
         steps = (
             Step(name="need", before=there, after=need, reason=why, numbers=numbers),
             Step(

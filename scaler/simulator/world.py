@@ -63,7 +63,8 @@ class WorldSpec:
     """What does not depend on who scales.
 
     `scored_from_seconds`: before it, everything runs and nothing counts. `grace_seconds` None: a terminating
-    replica may finish. `keep_timeline`: remember replicas over time, for plots.
+    replica may finish. `keep_timeline`: remember replicas over time, for plots. `block_seconds`: GPU-seconds are also
+    summed by blocks of the scored span, for confidence intervals.
     """
 
     cold_start: ColdStart
@@ -72,6 +73,7 @@ class WorldSpec:
     scored_from_seconds: float = 0.0
     grace_seconds: float | None = None
     keep_timeline: bool = False
+    block_seconds: float = NEVER
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,6 +93,7 @@ class Outcome:
     looks: int
     end_at_seconds: float
     busy_seconds: float
+    gpu_seconds_by_block: list[float] = field(default_factory=list)
     timeline: list[tuple[float, int, int, int, int]] = field(default_factory=list)
 
     def share_within(self, wait_seconds: float) -> float:
@@ -154,6 +157,7 @@ class World:
         self._reversals = 0
         self._last_change: tuple[float, int] = (-math.inf, 0)
         self._cold_starts: list[float] = []
+        self._blocks: list[float] = []
         self._timeline: list[tuple[float, int, int, int, int]] = []
         self._kills: list[tuple[float, int, _Replica]] = []
         self.looks = 0
@@ -286,6 +290,7 @@ class World:
             looks=self.looks,
             end_at_seconds=end_at_seconds,
             busy_seconds=sum(self._services[first:]) / self.spec.concurrency,
+            gpu_seconds_by_block=self._blocks,
             timeline=self._timeline,
         )
 
@@ -407,11 +412,23 @@ class World:
 
     def _bill(self, now_seconds: float, change: int) -> None:
         since_seconds = max(self._billed_at_seconds, self.spec.scored_from_seconds)
-        if now_seconds > since_seconds:
+        if now_seconds > since_seconds and self._billed:
             self._gpu_seconds += self._billed * (now_seconds - since_seconds)
+            if self.spec.block_seconds != NEVER:
+                self._bill_blocks(since_seconds, now_seconds)
         self._billed_at_seconds = now_seconds
         self._billed += change
         self.replicas_version += 1
+
+    def _bill_blocks(self, since_seconds: float, until_seconds: float) -> None:
+        block_seconds, origin_seconds = self.spec.block_seconds, self.spec.scored_from_seconds
+        while since_seconds < until_seconds:
+            block = int((since_seconds - origin_seconds) / block_seconds + 1e-9)
+            end_seconds = min(origin_seconds + (block + 1) * block_seconds, until_seconds)
+            while len(self._blocks) <= block:
+                self._blocks.append(0.0)
+            self._blocks[block] += self._billed * (end_seconds - since_seconds)
+            since_seconds = end_seconds
 
     def _note_change(self, change: int, now_seconds: float) -> None:
         at_seconds, direction = self._last_change

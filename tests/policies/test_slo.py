@@ -83,6 +83,24 @@ def test_every_decision_says_why() -> None:
     assert "GPU-seconds" in text
 
 
+def test_how_often_it_is_asked_changes_little() -> None:
+    trace = list(generate(Poisson(rate_per_second=0.3), Service(mean_seconds=10.0), random.Random(5), 6 * 3600.0))
+    costs, shares = [], []
+    for sample_seconds in (1.0, 3.0, 5.0):
+        pilot = Pilot(
+            policy=POLICY,
+            goals=Goals(target_value=1.0, wait_seconds=60.0),
+            chance=random.Random(6),
+            sample_seconds=sample_seconds,
+        )
+        spec = WorldSpec(cold_start=cold_start(30.0), initial_replicas=1, scored_from_seconds=1_800.0)
+        outcome = World(spec, trace, random.Random(7)).run(pilot)
+        costs.append(outcome.gpu_seconds)
+        shares.append(outcome.share_within(60.0))
+    assert max(costs) <= 1.2 * min(costs)
+    assert min(shares) >= 0.945
+
+
 def test_it_asks_for_its_wait() -> None:
     assert [field for field, _ in POLICY.problems(Goals(target_value=1.0))] == ["waitSeconds"]
     assert POLICY.problems(Goals(target_value=1.0, wait_seconds=30.0)) == ()

@@ -1,0 +1,206 @@
+"""One run: a trace, a cold start, a seed and who scales; a plain value in, a plain value out, fit for any process."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import random
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from scaler.backtest.traces import load_trace
+from scaler.core.model import Goals
+from scaler.errors import PilotlightError
+from scaler.plugins import policies
+from scaler.simulator.arrivals import Arrival
+from scaler.simulator.baselines import Backlog, KedaConfig, Knative, RayServe, stock_keda
+from scaler.simulator.controllers import Fixed, Pilot
+from scaler.simulator.world import Outcome, Scaler, World, WorldSpec, cold_start
+
+BLOCKS = 56  # of a trace, for block bootstrap: a quarter of a day of a fortnight
+BASELINES = ("keda", "keda-fast", "knative", "ray", "sagemaker", "fixed", "keda-tuned")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What is run. `scaler`: a policy of ours, a baseline, "fixed" with `replicas`, or "keda-tuned" with `keda`."""
+
+    trace: str
+    cold_start_seconds: float
+    scaler: str
+    seed: int = 1
+    wait_seconds: float | None = None
+    attainment: float = 0.95
+    concurrency: int = 1
+    variation: float = 0.25
+    replicas: int = 0
+    keda: KedaConfig | None = None
+    sees_replicas: bool = True
+    fast_scale: bool = False
+    steps: tuple[Any, ...] = ()
+    target_value: float = 5.0
+    max_replicas: int = 100
+    service_seconds: float = 10.0
+    days: float = 1.0
+    keep_timeline: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came out. `shares`: by wait in seconds, the share of requests that started within it.
+
+    `blocks`: for each block of the trace (requests, GPU-seconds, and for each wait of `shares` those in time).
+    """
+
+    requests: int
+    gpu_seconds: float
+    busy_seconds: float
+    starts: int
+    reversals: int
+    waits_seconds: dict[str, float]
+    shares: dict[str, float]
+    blocks: tuple[tuple[float, ...], ...]
+    end_at_seconds: float
+    looks: int
+    timeline: tuple[tuple[float, int, int, int, int], ...] = field(default=())
+
+
+@lru_cache(maxsize=2)
+def cached_trace(name: str, service_seconds: float, days: float) -> tuple[Arrival, ...]:
+    """The trace, read once a process."""
+    return tuple(load_trace(name, service_seconds=service_seconds, days=days))
+
+
+def warm_up_seconds(cold_start_seconds: float) -> float:
+    """What is run but not scored."""
+    return max(600.0, 5.0 * cold_start_seconds)
+
+
+def first_replicas(trace: tuple[Arrival, ...], cold_start_seconds: float, concurrency: int) -> int:
+    """The warm replicas that everybody starts with: the load of the span that is not scored."""
+    span_seconds = warm_up_seconds(cold_start_seconds)
+    work = sum(arrival.service_seconds for arrival in trace if arrival.at_seconds < span_seconds)
+    return max(1, math.ceil(work / span_seconds / concurrency))
+
+
+def run(case: Case) -> Result:
+    """One simulation. Raises PilotlightError for a scaler nobody knows."""
+    trace = cached_trace(case.trace, case.service_seconds, case.days)
+    from_seconds = warm_up_seconds(case.cold_start_seconds)
+    initial = first_replicas(trace, case.cold_start_seconds, case.concurrency)
+    if case.scaler == "fixed":
+        initial = case.replicas
+    elif case.keda is not None:
+        initial = max(initial, case.keda.min_replicas)
+    span_seconds = max(trace[-1].at_seconds - from_seconds, 1.0)
+    spec = WorldSpec(
+        cold_start=cold_start(case.cold_start_seconds, case.variation),
+        concurrency=case.concurrency,
+        initial_replicas=initial,
+        scored_from_seconds=from_seconds,
+        block_seconds=span_seconds / BLOCKS,
+        keep_timeline=case.keep_timeline,
+    )
+    world = World(spec, trace, random.Random(case.seed))  # noqa: S311 - simulation
+    outcome = world.run(scaler_of(case))
+    return _result(case, outcome, from_seconds, span_seconds / BLOCKS)
+
+
+def scaler_of(case: Case) -> Scaler:
+    """Who scales in this case."""
+    chance = random.Random(case.seed + 1)  # noqa: S311 - simulation
+    name = case.scaler
+    if name == "fixed":
+        return Fixed()
+    if name == "keda-tuned" and case.keda is not None:
+        return case.keda.scaler(case.concurrency, chance)
+    if name in {"keda", "keda-fast"}:
+        return stock_keda(chance, fast=name == "keda-fast")
+    if name == "knative":
+        return Knative(concurrency=case.concurrency, chance=chance, max_replicas=case.max_replicas)
+    if name == "ray":
+        return RayServe(concurrency=case.concurrency, chance=chance, max_replicas=case.max_replicas)
+    if name == "sagemaker":
+        return Backlog(chance=chance, max_replicas=case.max_replicas)
+    known = policies()
+    if name not in known:
+        allowed = ", ".join(sorted({*known, *BASELINES}))
+        raise PilotlightError(f'policy "{name}" is unknown; there are: {allowed}')
+    goals = Goals(
+        target_value=case.target_value,
+        wait_seconds=case.wait_seconds,
+        attainment=case.attainment,
+        concurrency=case.concurrency,
+        max_replicas=case.max_replicas,
+        steps=case.steps,
+    )
+    problems = known[name].problems(goals)
+    if problems:
+        raise PilotlightError("; ".join(f"policy {name}: {key}: {expected}" for key, expected in problems))
+    return Pilot(
+        policy=known[name],
+        goals=goals,
+        chance=chance,
+        sees_replicas=case.sees_replicas,
+        fast_scale=case.fast_scale,
+    )
+
+
+def run_all(cases: Iterable[Case], *, processes: int) -> Iterator[tuple[Case, Result]]:
+    """Every case with its result, as they finish; in this process where one is enough."""
+    if processes <= 1:
+        for case in cases:
+            yield case, run(case)
+        return
+    with ProcessPoolExecutor(max_workers=processes) as pool:
+        waiting = {pool.submit(run, case): case for case in cases}
+        for done in as_completed(waiting):
+            yield waiting[done], done.result()
+
+
+def as_plain(result: Result) -> dict[str, Any]:
+    """For JSON; without the timeline."""
+    plain = asdict(result)
+    del plain["timeline"]
+    return plain
+
+
+def from_plain(plain: dict[str, Any]) -> Result:
+    """From `as_plain`."""
+    return Result(**{**plain, "blocks": tuple(tuple(block) for block in plain["blocks"])})
+
+
+def _result(case: Case, outcome: Outcome, from_seconds: float, block_seconds: float) -> Result:
+    ordered = sorted(outcome.waits_seconds)
+    total = len(ordered)
+    limits = {case.cold_start_seconds * factor for factor in (0.5, 1.0, 2.0)}
+    if case.wait_seconds is not None:
+        limits.add(case.wait_seconds)
+    waits = sorted(limits)
+    blocks = [[0.0] * (2 + len(waits)) for _ in range(BLOCKS)]
+    for block, gpu_seconds in enumerate(outcome.gpu_seconds_by_block):
+        blocks[min(block, BLOCKS - 1)][1] += gpu_seconds
+    for at_seconds, wait in zip(outcome.arrived_at_seconds, outcome.waits_seconds, strict=True):
+        row = blocks[min(int((at_seconds - from_seconds) / block_seconds), BLOCKS - 1)]
+        row[0] += 1
+        for index in range(bisect.bisect_left(waits, wait), len(waits)):
+            row[2 + index] += 1
+    return Result(
+        requests=total,
+        gpu_seconds=outcome.gpu_seconds,
+        busy_seconds=outcome.busy_seconds,
+        starts=outcome.starts,
+        reversals=outcome.reversals,
+        waits_seconds={
+            name: ordered[min(int(share * total), total - 1)] if total else 0.0
+            for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+        },
+        shares={f"{wait:g}": bisect.bisect_right(ordered, wait) / total if total else 1.0 for wait in waits},
+        blocks=tuple(tuple(row) for row in blocks),
+        end_at_seconds=outcome.end_at_seconds,
+        looks=outcome.looks,
+        timeline=tuple(outcome.timeline),
+    )

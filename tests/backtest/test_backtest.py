@@ -1,0 +1,162 @@
+"""Traces in, tables out; the matrix resumes; the verb prints what was run."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from scaler.backtest import matrix as matrix_module
+from scaler.backtest import report
+from scaler.backtest.cases import Case, as_plain, from_plain, run
+from scaler.backtest.matrix import Plan, Runs, run_matrix
+from scaler.backtest.traces import SHIPPED, TraceInvalid, load_trace, read_trace
+from scaler.cli import build_app
+from scaler.simulator.arrivals import Arrival
+from scaler.simulator.baselines import THRESHOLDS, KedaConfig, clairvoyant_bound, keda_grid
+
+
+@pytest.fixture
+def trace_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.csv.gz"
+    rows = "".join(f"{900 + 40 * i + (i % 5)},{8 + i % 7}\n" for i in range(60))
+    with gzip.open(path, "wt") as file:
+        file.write("t_s,service_s\n" + rows)
+    return path
+
+
+def test_a_trace_file_is_read_in_order(trace_file: Path) -> None:
+    trace = read_trace(trace_file)
+    assert (len(trace), trace[0]) == (60, Arrival(900.0, 8.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\n1,2\n", "expected a header"),
+        ("t_s,service_s\n1,x\n", "line 2: expected two numbers"),
+        ("t_s,service_s\n5,1\n4,1\n", "line 3: expected t_s not below"),
+        ("t_s,service_s\n5,-1\n", "service_s from 0 up"),
+        ("t_s,service_s\n", "holds no request"),
+        ("t_s,service_s\nnan,1\n", "line 2"),
+    ],
+    ids=["header", "word", "order", "negative", "empty", "nan"],
+)
+def test_a_trace_that_is_wrong_says_where(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "wrong.csv"
+    path.write_text(text)
+    with pytest.raises(TraceInvalid, match=said):
+        read_trace(path)
+
+
+def test_what_is_no_trace_at_all_names_the_patterns() -> None:
+    with pytest.raises(TraceInvalid, match="pattern"):
+        load_trace("no-such-thing")
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_every_shipped_trace_generates_the_same_requests_each_time(name: str) -> None:
+    trace = load_trace(name)
+    assert len(trace) > 100
+    assert trace == load_trace(name)
+
+
+@pytest.mark.parametrize("scaler", ["slo", "target", "keda", "keda-fast", "knative", "ray", "sagemaker", "fixed"])
+def test_everybody_serves_every_request(trace_file: Path, scaler: str) -> None:
+    case = Case(trace=str(trace_file), cold_start_seconds=30.0, scaler=scaler, wait_seconds=60.0, replicas=2)
+    result = run(case)
+    assert result.requests == 60
+    assert result.gpu_seconds >= result.busy_seconds
+    assert sum(block[0] for block in result.blocks) == 60
+    assert sum(block[1] for block in result.blocks) == pytest.approx(result.gpu_seconds, rel=1e-6)
+    assert from_plain(json.loads(json.dumps(as_plain(result)))).shares == result.shares
+
+
+def test_nobody_is_cheaper_than_the_bound(trace_file: Path) -> None:
+    for scaler in ("slo", "keda", "knative"):
+        case = Case(trace=str(trace_file), cold_start_seconds=30.0, scaler=scaler, wait_seconds=60.0)
+        result = run(case)
+        bound = clairvoyant_bound(
+            read_trace(trace_file),
+            cold_start_seconds=30.0,
+            concurrency=1,
+            wait_seconds=60.0,
+            attainment=result.shares["60"],
+            from_seconds=600.0,
+        )
+        assert result.busy_seconds <= bound <= result.gpu_seconds
+
+
+def test_the_bound_counts_the_smaller_of_gap_and_cold_start() -> None:
+    trace = [Arrival(0.0, 10.0), Arrival(100.0, 10.0), Arrival(125.0, 10.0)]
+    sure = clairvoyant_bound(trace, cold_start_seconds=30.0, concurrency=1, wait_seconds=5.0, attainment=1.0)
+    assert sure == pytest.approx(30.0 + 30.0 + 10.0)
+    lax = clairvoyant_bound(trace, cold_start_seconds=30.0, concurrency=1, wait_seconds=5.0, attainment=0.6)
+    assert lax == pytest.approx(30.0 + 10.0)
+
+
+def test_the_grid_is_the_whole_grid() -> None:
+    grid = list(keda_grid())
+    assert len(grid) == len(set(grid)) == len(THRESHOLDS) * 2 * 3 * (4 + 3)
+
+
+def test_the_matrix_runs_resumes_and_writes_its_results(
+    trace_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [
+        KedaConfig(threshold=t, cooldown_seconds=60.0, stabilization_seconds=60.0, min_replicas=0, fast=True)
+        for t in (0.5, 1.0)
+    ]
+    monkeypatch.setattr(matrix_module, "keda_grid", lambda: iter(few))
+    monkeypatch.setattr(matrix_module, "FIXED", (1, 4))
+    plan = Plan(
+        traces=(str(trace_file),),
+        cold_starts_seconds=(30.0,),
+        wait_factors=(1.0, 2.0),
+        attainments=(0.95,),
+        seeds=2,
+        unseen_seeds=1,
+        others=False,
+    )
+    told: list[tuple[int, int]] = []
+    first = run_matrix(plan, Runs(tmp_path / "runs.jsonl", 1, lambda _, done, total: told.append((done, total))))
+    ran = len((tmp_path / "runs.jsonl").read_text().splitlines())
+    with (tmp_path / "runs.jsonl").open("a") as file:
+        file.write('{"key": "cut sho')  # as a crash leaves it
+    again = run_matrix(plan, Runs(tmp_path / "runs.jsonl", 1, lambda *_: None))
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == ran + 1
+    assert [report.row_of_cell(cell) for cell in first] == [report.row_of_cell(cell) for cell in again]
+    assert told[-1][0] == told[-1][1]
+
+    report.write_results(first, tmp_path / "docs")
+    assert (tmp_path / "docs/results.md").read_text().startswith("# Pilotlight against tuned KEDA")
+    with (tmp_path / "docs/results/matrix.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2
+    assert (tmp_path / "docs/results/ratios.png").stat().st_size > 1_000
+
+
+def test_the_verb_prints_json_and_writes_its_files(trace_file: Path, tmp_path: Path) -> None:
+    words = ["backtest", "--trace", str(trace_file), "--policy", "slo", "--policy", "keda", "--slo", "60:0.9", "--json"]
+    done = CliRunner().invoke(build_app(), [*words, "--out", str(tmp_path / "out"), "--cold-start", "30"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert [row["policy"] for row in rows] == ["slo", "keda"]
+    assert (tmp_path / "out/replicas.png").exists()
+    assert (tmp_path / "out/runs.csv").read_text().startswith("trace,policy")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--policy", "slo"], "--trace is required"),
+        (["--trace", "bursts", "--slo", "soon"], "WAIT_SECONDS:SHARE"),
+        (["--trace", "documents", "--policy", "magic"], "unknown"),
+    ],
+    ids=["no trace", "no promise", "no policy"],
+)
+def test_the_verb_says_what_is_wrong(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(build_app(), ["backtest", *words])
+    assert done.exit_code != 0
+    assert said in str(done.exception)
