@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 DURATION ?= 90
 # more words for pytest, as in `make test ARGS="-k kafka -x"`
 ARGS ?=
+# more words for `make results`: MATRIX=--small is about ten minutes
+MATRIX ?=
 
 # where services of `make services-up` are; without that file the tests start their own
 -include build/services/env
@@ -72,7 +74,8 @@ docs: $(VENV)/.test ## write docs/sources.md from the definitions in the code
 	$(BIN)/python -m scaler.cli docs
 
 .PHONY: results
-results: $(VENV)/.test ## run the benchmark and keep its figures in docs/results/bench.json
+results: $(VENV)/.test ## the policies against tuned KEDA (docs/results.md; resumable; hours), and docs/results/bench.json
+	$(BIN)/pilotlight backtest matrix $(MATRIX)
 	mkdir -p docs/results build
 	$(BIN)/python -m tests.bench $(ARGS) > build/bench.json
 	cp build/bench.json docs/results/bench.json
