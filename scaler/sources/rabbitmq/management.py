@@ -10,7 +10,7 @@ import asyncio
 import base64
 import ssl
 from collections import OrderedDict, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -55,21 +55,43 @@ _SIZE_HOLDS_SECONDS = 60.0
 # A small page size is honoured for this many pages; then the largest is used, so that no trigger costs more.
 _SMALL_PAGES = 20
 _LARGEST_LISTING = 200_000
-# A listing is not atomic. Where the number of queues changed between its pages, it is read again this often.
+_LONGEST_LISTING_SECONDS = 30.0
 _LISTING_ATTEMPTS = 3
 _REMEMBERED_EXPRESSIONS = 4096
+# One search takes about 4 µs: more names than this are searched in a thread, so that the event loop goes on.
+_SEARCHED_AT_ONCE = 1000
 _RATES_MODE_HOLDS_SECONDS = 600.0
-
-Row = Mapping[str, object]
 
 
 @dataclass(slots=True)
 class _Vhost:
-    """What is known of a virtual host's size."""
+    """What is known of a virtual host's size, and the names of the last listing of it all."""
 
     queues: int | None = None
     asked_at_seconds: float = 0.0
+    names: frozenset[str] = frozenset()
     matched: OrderedDict[QueueQuery, int] = field(default_factory=OrderedDict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Expression:
+    """What the last reading of an expression went through: all names, those that match, those with statistics."""
+
+    names: frozenset[str]
+    matched: frozenset[str]
+    counted: frozenset[str]
+
+
+_NOTHING_YET = _Expression(frozenset(), frozenset(), frozenset())
+
+
+@dataclass(slots=True)
+class _Listing:
+    """Queues by name, None for those without statistics; how many pages they came from."""
+
+    counts: dict[str, reading.Counts | None]
+    pages: int
+    has_rates: bool
 
 
 class ManagementClient:
@@ -86,8 +108,7 @@ class ManagementClient:
         self._tokens = None if oauth is None else Tokens(oauth, self._token_http.post, context.clock)
         self._vhosts: defaultdict[str, _Vhost] = defaultdict(_Vhost)
         self._rates: tuple[bool, float] | None = None  # whether RabbitMQ measures rates, and when it was asked
-        # Names that had statistics, by expression: one that has none any more is unknown, not empty.
-        self._counted: OrderedDict[QueueQuery, frozenset[str]] = OrderedDict()
+        self._expressions: OrderedDict[QueueQuery, _Expression] = OrderedDict()
 
     async def read(self, queries: Sequence[QueueQuery], deliver: Deliver) -> None:
         """Each virtual host by itself: by single GETs, or by one listing where that costs less."""
@@ -151,7 +172,7 @@ class ManagementClient:
             counts = reading.counts_of(row)
             if counts is None:
                 raise _without_statistics(query, query.name)
-            rates = await self._measures_rates((row,), run)
+            rates = await self._measures_rates(run, seen="message_stats" in row)
         except SourceError as err:
             run.deliver(query, err)
         else:
@@ -161,7 +182,7 @@ class ManagementClient:
         """One expression by a listing of its own, narrowed where the expression begins with plain text."""
         try:
             literal = literal_of(query.name)
-            rows, _ = await self._list(
+            listing = await self._list(
                 query.vhost,
                 "" if literal is None else f"&name={path_segment(literal)}&use_regex=false",
                 page_size=query.page_size or LARGEST_PAGE,
@@ -169,12 +190,13 @@ class ManagementClient:
                 what=query.what,
                 run=run,
             )
-            result = self._matching(query, rows, rates=await self._measures_rates(rows, run))
+            rates = await self._measures_rates(run, seen=listing.has_rates)
+            result = await self._matching(query, listing, rates=rates)
         except SourceError as err:
             run.deliver(query, err)
         else:
             matched = self._vhosts[query.vhost].matched
-            matched[query] = len(rows)
+            matched[query] = len(listing.counts)
             matched.move_to_end(query)
             while len(matched) > _REMEMBERED_EXPRESSIONS:
                 matched.popitem(last=False)
@@ -185,7 +207,7 @@ class ManagementClient:
     ) -> None:
         """All questions of a virtual host from one listing of its queues."""
         try:
-            rows, pages = await self._list(
+            listing = await self._list(
                 vhost,
                 "",
                 page_size=LARGEST_PAGE,
@@ -198,32 +220,34 @@ class ManagementClient:
                 run.deliver(query, err)
             return
         at_seconds = self._context.clock()
-        rates = await self._measures_rates(rows, run)
-        by_name = {row["name"]: row for row in rows}
+        rates = await self._measures_rates(run, seen=listing.has_rates)
         unseen = []
         for query in singles:
-            row = by_name.get(query.name)
-            counts = None if row is None else reading.counts_of(row)
+            counts = listing.counts.get(query.name)
             if counts is not None:
                 run.deliver(query, reading.one(counts, at_seconds, rates=rates))
-            elif row is not None:
+            elif query.name in listing.counts:
                 run.deliver(query, _without_statistics(query, query.name))
-            elif pages > 1:
+            elif listing.pages > 1:
                 unseen.append(query)  # it may have slipped from one page to the other: ask for it by name
             else:
                 run.deliver(query, _missing(query))
+        # Kept as the very same object while no queue comes or goes, which spares the expressions their search.
+        names = frozenset(listing.counts)
+        known = self._vhosts[vhost]
+        known.names = known.names if known.names == names else names
         for query in expressions:
             try:
-                run.deliver(query, self._matching(query, rows, rates=rates))
+                run.deliver(query, await self._matching(query, listing, rates=rates, names=known.names))
             except SourceError as err:
                 run.deliver(query, err)
         async with asyncio.TaskGroup() as group:
             for query in unseen:
                 group.create_task(self._read_single(query, run))
 
-    async def _measures_rates(self, rows: Sequence[Row], run: _Run) -> bool:
-        """Whether RabbitMQ measures rates. Where no row has any, either nothing happened so far, or it does not."""
-        if not rows or any("message_stats" in row for row in rows):
+    async def _measures_rates(self, run: _Run, *, seen: bool) -> bool:
+        """Whether RabbitMQ measures rates. Where none is `seen`, either nothing happened so far, or it does not."""
+        if seen:
             return True
         now_seconds = self._context.clock()
         if self._rates is None or now_seconds - self._rates[1] > _RATES_MODE_HOLDS_SECONDS:
@@ -239,75 +263,109 @@ class ManagementClient:
             self._rates = (measures, now_seconds)
         return self._rates[0]
 
-    def _matching(self, query: QueueQuery, rows: Sequence[Row], *, rates: bool) -> reading.Reading:
-        """The queues of `rows` that match and that the connection allows.
+    async def _matching(
+        self, query: QueueQuery, listing: _Listing, *, rates: bool, names: frozenset[str] | None = None
+    ) -> reading.Reading:
+        """The queues of `listing` that match and that the connection allows.
 
         Raises SourceNoData where one of them had statistics before and has none now. One that never had any
         is new, and counts as nothing until RabbitMQ has counted it (seconds later).
         """
-        expression = pattern(query.name)
-        allowed = self._context.allow.get("queue")
+        names = frozenset(listing.counts) if names is None else names
+        before = self._expressions.get(query, _NOTHING_YET)
+        if names is before.names:
+            matched = before.matched
+        else:
+            new = names - before.names
+            if len(new) > _SEARCHED_AT_ONCE:
+                wanted = await asyncio.to_thread(self._wanted, query, new)
+            else:
+                wanted = self._wanted(query, new)
+                await asyncio.sleep(0)  # many expressions may follow
+            matched = (before.matched & names) | wanted
         found: list[reading.Counts] = []
-        names: list[str] = []
-        before = self._counted.get(query, frozenset())
-        for row in rows:
-            name = str(row["name"])
-            if expression.search(name) is None:
-                continue
-            if allowed is not None and not any(fnmatchcase(name, glob) for glob in allowed):
-                continue
-            counts = reading.counts_of(row)
+        counted: list[str] = []
+        for name in matched:
+            counts = listing.counts[name]
             if counts is not None:
                 found.append(counts)
-                names.append(name)
-            elif name in before:
+                counted.append(name)
+            elif name in before.counted:
                 raise _without_statistics(query, name)
-        self._counted[query] = frozenset(names)
-        self._counted.move_to_end(query)
-        while len(self._counted) > _REMEMBERED_EXPRESSIONS:
-            self._counted.popitem(last=False)
+        self._expressions[query] = _Expression(names, matched, frozenset(counted))
+        self._expressions.move_to_end(query)
+        while len(self._expressions) > _REMEMBERED_EXPRESSIONS:
+            self._expressions.popitem(last=False)
         return reading.several(found, self._context.clock(), rates=rates)
+
+    def _wanted(self, query: QueueQuery, names: Iterable[str]) -> frozenset[str]:
+        """The names that match the expression and may be read through the connection."""
+        search = pattern(query.name).search
+        allowed = self._context.allow.get("queue")
+        return frozenset(
+            name
+            for name in names
+            if search(name) is not None and (allowed is None or any(fnmatchcase(name, glob) for glob in allowed))
+        )
 
     async def _list(
         self, vhost: str, filtered: str, *, page_size: int, timeout_seconds: float | None, what: str, run: _Run
-    ) -> tuple[list[Row], int]:
-        """All rows of a listing, and how many pages they came from."""
-        for attempt in range(1, _LISTING_ATTEMPTS + 1):
-            rows: list[Row] = []
-            number, pages, matched = 1, 1, None
-            while number <= pages:
-                try:
-                    page = await self._page(
-                        vhost,
-                        f"page={number}&page_size={page_size}{filtered}&columns={COLUMNS}",
-                        timeout_seconds,
-                        what=what,
-                        run=run,
+    ) -> _Listing:
+        """All queues that pass the filter, page by page.
+
+        A listing is not atomic: a queue that goes away moves those behind it forward, past the page that is read
+        next. Where the number of queues changed between two pages it is read again, twice at most.
+        """
+        try:
+            async with asyncio.timeout(_LONGEST_LISTING_SECONDS):
+                for attempt in range(1, _LISTING_ATTEMPTS + 1):
+                    listing, stable = await self._list_once(
+                        vhost, filtered, page_size=page_size, timeout_seconds=timeout_seconds, what=what, run=run
                     )
-                except _PageOutOfRangeError:
-                    if number == 1:
-                        raise
-                    matched = -1  # queues went away between two pages
-                    break
-                if page.matched > _LARGEST_LISTING:
-                    raise SourceUnavailable(
-                        f"{what}: {page.matched} queues are more than the {_LARGEST_LISTING} that are read; narrow "
-                        "queueName"
-                    )
-                self._remember_size(vhost, page)
+                    if stable or attempt == _LISTING_ATTEMPTS:
+                        break
+        except TimeoutError as err:
+            raise SourceTimeout(f"{what}: all pages took longer than {_LONGEST_LISTING_SECONDS:g} s") from err
+        return listing
+
+    async def _list_once(
+        self, vhost: str, filtered: str, *, page_size: int, timeout_seconds: float | None, what: str, run: _Run
+    ) -> tuple[_Listing, bool]:
+        """The queues, and whether their number stayed the same from the first page to the last."""
+        listing = _Listing(counts={}, pages=1, has_rates=False)
+        number, matched, stable = 1, None, True
+        while number <= listing.pages:
+            try:
+                page = await self._page(
+                    vhost,
+                    f"page={number}&page_size={page_size}{filtered}&columns={COLUMNS}",
+                    timeout_seconds,
+                    what=what,
+                    run=run,
+                )
+            except _PageOutOfRangeError:
                 if number == 1:
-                    pages, matched = page.pages, page.matched
-                    if pages > _SMALL_PAGES and page_size < LARGEST_PAGE:
-                        page_size = LARGEST_PAGE
-                        continue
-                elif page.matched != matched:
-                    matched = -1
-                    break
-                rows.extend(page.rows)
-                number += 1
-            if matched != -1 or attempt == _LISTING_ATTEMPTS:
-                return rows, pages
-        raise AssertionError  # unreachable: the last attempt returns
+                    raise
+                return listing, False
+            if page.matched > _LARGEST_LISTING:
+                raise SourceUnavailable(
+                    f"{what}: {page.matched} queues are more than the {_LARGEST_LISTING} that are read; narrow "
+                    "queueName"
+                )
+            self._remember_size(vhost, page)
+            if number == 1 and page.pages > _SMALL_PAGES and page_size < LARGEST_PAGE:
+                page_size = LARGEST_PAGE
+                continue
+            stable = stable and matched in (None, page.matched)
+            matched = page.matched
+            listing.pages = page.pages
+            for row in page.rows:
+                listing.counts[str(row["name"])] = reading.counts_of(row)
+                listing.has_rates = listing.has_rates or "message_stats" in row
+            number += 1
+        # Without a queue there is nothing whose rates could be missing.
+        listing.has_rates = listing.has_rates or not listing.counts
+        return listing, stable
 
     async def _page(self, vhost: str, query: str, timeout_seconds: float | None, *, what: str, run: _Run) -> Page:
         path = f"/api/queues/{path_segment(vhost)}?{query}"

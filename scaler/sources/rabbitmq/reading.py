@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from scaler.core.model import ReplicaView, Sample
 from scaler.errors import SourceNoData, quoted
@@ -75,20 +75,26 @@ def several(queues: Iterable[Counts], at_seconds: float, *, rates: bool = True) 
     found = tuple(queues)
     if not found:
         return Reading(at_seconds=at_seconds, queues=0, total=NOTHING, greatest=NOTHING, greatest_messages=0.0)
+    unacknowledged = [counts.unacknowledged for counts in found if counts.unacknowledged is not None]
+    consumers = [counts.consumers for counts in found if counts.consumers is not None]
     # Totals since the start are left out: a queue that is deleted takes its part along, which looks like a restart.
-    sums: dict[str, float | None] = {}
-    tops: dict[str, float | None] = {}
-    for field in fields(Counts):
-        if field.name in ("published_total", "completed_total"):
-            continue
-        known = [value for counts in found if (value := getattr(counts, field.name)) is not None]
-        sums[field.name] = math.fsum(known) if known else None
-        tops[field.name] = max(known) if known else None
     return Reading(
         at_seconds=at_seconds,
         queues=len(found),
-        total=Counts(**sums),  # type: ignore[arg-type]  # the fields that may not be None never are: each queue has them
-        greatest=Counts(**tops),  # type: ignore[arg-type]  # likewise
+        total=Counts(
+            ready=math.fsum(counts.ready for counts in found),
+            unacknowledged=math.fsum(unacknowledged) if unacknowledged else None,
+            publish_rate=math.fsum(counts.publish_rate for counts in found),
+            deliver_rate=math.fsum(counts.deliver_rate for counts in found),
+            consumers=math.fsum(consumers) if consumers else None,
+        ),
+        greatest=Counts(
+            ready=max(counts.ready for counts in found),
+            unacknowledged=max(unacknowledged, default=None),
+            publish_rate=max(counts.publish_rate for counts in found),
+            deliver_rate=max(counts.deliver_rate for counts in found),
+            consumers=max(consumers, default=None),
+        ),
         greatest_messages=max(counts.messages for counts in found),
         rates=rates,
     )

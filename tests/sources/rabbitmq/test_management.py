@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -468,6 +470,8 @@ async def test_a_listing_that_changes_between_its_pages_is_read_again() -> None:
     asked: list[int] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/api/overview":
+            return web.json_response({"rates_mode": "basic"})
         number, size = int(request.query["page"]), int(request.query["page_size"])
         asked.append(number)
         if len(asked) == 2:
@@ -487,13 +491,64 @@ async def test_a_listing_that_changes_between_its_pages_is_read_again() -> None:
         config = config_of({"queueName": "q", "host": f"{url}/v", "useRegex": "true", "pageSize": "2"})
         async with opened(config) as client:
             assert (await sampled(client, config)).waiting == 5
-    assert asked == [1, 2, 1, 2, 3]
+    assert asked == [1, 2, 3, 1, 2, 3]
+
+
+async def test_queues_that_come_and_go_all_the_time_are_read_all_the_same() -> None:
+    asked: list[int] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/api/overview":
+            return web.json_response({"rates_mode": "basic"})
+        number = int(request.query["page"])
+        asked.append(number)
+        count = 4 + len(asked) % 2
+        rows = [
+            {"name": f"q{index}", "messages_ready": 1, "messages_unacknowledged": 0}
+            for index in range((number - 1) * 2, min(number * 2, count))
+        ]
+        return web.json_response(
+            {"items": rows, "page_count": -(-count // 2), "filtered_count": count, "total_count": count}
+        )
+
+    async with serving(answer) as url:
+        config = config_of({"queueName": "q", "host": f"{url}/v", "useRegex": "true", "pageSize": "2"})
+        async with opened(config) as client:
+            assert (await sampled(client, config)).waiting in (4, 5)
+    assert asked.count(1) == 3, "three attempts, each to the end"
+
+
+async def test_queues_that_come_and_go_between_readings_are_found_and_lost() -> None:
+    names: set[str] = set()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/api/overview":
+            return web.json_response({"rates_mode": "basic"})
+        rows = [{"name": name, "messages_ready": 1, "messages_unacknowledged": 0} for name in sorted(names)]
+        count = len(rows)
+        return web.json_response(
+            {"items": rows, "page_count": min(count, 1), "filtered_count": count, "total_count": count}
+        )
+
+    dice = random.Random(7)
+    every = [f"{kind}-{number}" for kind in ("orders", "bills") for number in range(10)]
+    patterns = ["orders-", "bills-[0-4]", "^.*-9$", "nothing", "-[13579]$", "s-", "o|b", "1", "2", "3"]
+    async with serving(answer) as url:
+        configs = [config_of({"queueName": text, "host": f"{url}/v", "useRegex": "true"}) for text in patterns]
+        async with opened(configs[0]) as client:
+            for _ in range(20):
+                names ^= set(dice.sample(every, dice.choice([0, 1, 5])))
+                found = await outcomes(client, configs)
+                expected = [sum(bool(re.search(text, name)) for name in names) for text in patterns]
+                assert [one.queues for one in found if isinstance(one, Reading)] == expected
 
 
 async def test_a_tiny_page_size_does_not_multiply_requests() -> None:
     asked = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/api/overview":
+            return web.json_response({"rates_mode": "basic"})
         number, size = int(request.query["page"]), int(request.query["page_size"])
         asked.append((number, size))
         rows = [
