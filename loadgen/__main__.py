@@ -13,6 +13,7 @@ import asyncio
 import json
 import random
 import signal
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loadgen.consumers import open_pool
-from loadgen.endpoints import Endpoint, parse_endpoint
+from loadgen.endpoints import BrokerFailed, Endpoint, parse_endpoint
 from loadgen.experiment import Experiment, Plan
 from loadgen.exporter import ExporterShape, PodSeries, exported
 from loadgen.keda import ScaledObject, Trigger
@@ -35,7 +36,9 @@ from loadgen.workers import Fleet, cold_start
 from scaler.simulator.arrivals import Arrival, Service, generate, parse_pattern, replay
 from scaler.simulator.rules import KedaSpec
 
-app = typer.Typer(name="loadgen", no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(
+    name="loadgen", no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
+)
 
 Queue = Annotated[str, typer.Option(help="sqs+http(s)://…/account/name, kafka://…/topic or amqp://…/vhost?queue=…")]
 Load = Annotated[str, typer.Option(help='a pattern, such as "bursts:every_seconds=60"')]
@@ -306,5 +309,14 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
+def main() -> None:
+    """Run the command; a broker that fails becomes one line and exit code 1."""
+    try:
+        app(prog_name="loadgen")
+    except BrokerFailed as err:
+        typer.echo(f"loadgen: {err}", err=True)
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, assert_never
 
-from loadgen.endpoints import BROKER_TIMEOUT_SECONDS, Endpoint, KafkaEndpoint, RabbitEndpoint, SqsEndpoint
+from loadgen.endpoints import BROKER_TIMEOUT_SECONDS, Endpoint, KafkaEndpoint, RabbitEndpoint, SqsEndpoint, told
 from loadgen.messages import Message, decode
 from loadgen.senders import open_sqs_client
 
@@ -60,7 +60,8 @@ async def open_pool(endpoint: Endpoint) -> AsyncIterator[Pool]:
         case RabbitEndpoint():
             import aio_pika  # noqa: PLC0415 - loads only where RabbitMQ is used
 
-            connection = await aio_pika.connect(endpoint.url, timeout=BROKER_TIMEOUT_SECONDS)
+            with told(endpoint):
+                connection = await aio_pika.connect(endpoint.url, timeout=BROKER_TIMEOUT_SECONDS)
             async with connection:
                 yield _RabbitPool(connection, endpoint)
         case _:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -41,7 +43,34 @@ class RabbitEndpoint:
     queue: str
 
 
+class BrokerFailed(Exception):
+    """A broker could not be reached or refused; the message names it, never a password."""
+
+
 Endpoint = SqsEndpoint | KafkaEndpoint | RabbitEndpoint
+
+
+def described(endpoint: Endpoint) -> str:
+    """The endpoint for people, without credentials."""
+    match endpoint:
+        case SqsEndpoint():
+            return f"SQS queue {endpoint.queue_url}"
+        case KafkaEndpoint():
+            return f"Kafka topic {endpoint.topic} at {endpoint.bootstrap_servers}"
+        case RabbitEndpoint():
+            parts = urlsplit(endpoint.url)
+            return f"RabbitMQ queue {endpoint.queue} at {parts.hostname}:{parts.port or 5672}"
+
+
+@contextmanager
+def told(endpoint: Endpoint) -> Iterator[None]:
+    """Whatever a client library raises becomes BrokerFailed with its kind; its text may hold credentials."""
+    try:
+        yield
+    except BrokerFailed:
+        raise
+    except Exception as err:
+        raise BrokerFailed(f"{described(endpoint)}: {type(err).__name__}; is it there, and may we use it?") from err
 
 
 def parse_endpoint(url: str) -> Endpoint:

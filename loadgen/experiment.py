@@ -110,6 +110,7 @@ class Experiment:
             gpu_seconds=0.0 if fleet is None else fleet.gpu_seconds(),
             starts=0 if fleet is None else fleet.starts,
             within_seconds=self.plan.within_seconds,
+            worker_errors=0 if fleet is None else fleet.errors.total(),
         )
 
     async def _start_keda(

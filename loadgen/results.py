@@ -28,6 +28,7 @@ class Summary:
     """The figures of a run; a wait percentile is None where nothing was served.
 
     `left_zero`: there were replicas at all. `returned_to_zero`: at the end there were none left.
+    `worker_errors`: calls to the broker that failed in the pods (they try again).
     """
 
     requests: int
@@ -42,6 +43,7 @@ class Summary:
     left_zero: bool
     returned_to_zero: bool
     duration_seconds: float
+    worker_errors: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -96,7 +98,9 @@ class Recorder:
         self.points.append(point)
         return point
 
-    def summary(self, *, gpu_seconds: float, starts: int, within_seconds: float | None = None) -> Summary:
+    def summary(
+        self, *, gpu_seconds: float, starts: int, within_seconds: float | None = None, worker_errors: int = 0
+    ) -> Summary:
         """The figures; `within_seconds` is the promised wait, if there is one."""
         waits = sorted(served.wait_seconds for served in self.served)
         alive = [point.ready + point.starting + point.terminating for point in self.points]
@@ -117,6 +121,7 @@ class Recorder:
             left_zero=any(alive),
             returned_to_zero=any(alive) and alive[-1] == 0,
             duration_seconds=self.points[-1].at_seconds if self.points else 0.0,
+            worker_errors=worker_errors,
         )
 
 

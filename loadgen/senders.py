@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol, assert_never
 from uuid import uuid4
 
-from loadgen.endpoints import BROKER_TIMEOUT_SECONDS, Endpoint, KafkaEndpoint, RabbitEndpoint, SqsEndpoint
+from loadgen.endpoints import (
+    BROKER_TIMEOUT_SECONDS,
+    BrokerFailed,
+    Endpoint,
+    KafkaEndpoint,
+    RabbitEndpoint,
+    SqsEndpoint,
+    told,
+)
 from loadgen.messages import Message
 from loadgen.pace import Pace
 from scaler.simulator.arrivals import Arrival
@@ -41,8 +49,22 @@ async def open_sender(endpoint: Endpoint) -> AsyncIterator[Sender]:
             opened = _rabbit(endpoint)
         case _:
             assert_never(endpoint)
-    async with opened as sender:
-        yield sender
+    async with AsyncExitStack() as stack:
+        with told(endpoint):
+            sender = await stack.enter_async_context(opened)
+        yield _Told(sender, endpoint)
+
+
+class _Told:
+    """Says which broker failed."""
+
+    def __init__(self, sender: Sender, endpoint: Endpoint) -> None:
+        self._sender = sender
+        self._endpoint = endpoint
+
+    async def send(self, messages: Sequence[Message]) -> None:
+        with told(self._endpoint):
+            await self._sender.send(messages)
 
 
 async def send_arrivals(
@@ -115,9 +137,8 @@ class _SqsSender:
         self._queue_url = endpoint.queue_url
 
     async def send(self, messages: Sequence[Message]) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for start in range(0, len(messages), _SQS_BATCH):
-                tasks.create_task(self._send_batch(messages[start : start + _SQS_BATCH]))
+        batches = (messages[start : start + _SQS_BATCH] for start in range(0, len(messages), _SQS_BATCH))
+        await asyncio.gather(*(self._send_batch(batch) for batch in batches))
 
     async def _send_batch(self, messages: Sequence[Message]) -> None:
         entries = [
@@ -126,7 +147,7 @@ class _SqsSender:
         answer = await self._client.send_message_batch(QueueUrl=self._queue_url, Entries=entries)
         failed = answer.get("Failed", [])
         if failed:
-            raise RuntimeError(f"SQS refused {len(failed)} of {len(messages)} messages: {failed[0].get('Code')}")
+            raise BrokerFailed(f"SQS refused {len(failed)} of {len(messages)} messages: {failed[0].get('Code')}")
 
 
 @asynccontextmanager
@@ -156,9 +177,9 @@ async def _kafka(endpoint: KafkaEndpoint) -> AsyncIterator[Sender]:
     producer = AIOKafkaProducer(
         bootstrap_servers=endpoint.bootstrap_servers, request_timeout_ms=int(BROKER_TIMEOUT_SECONDS * 1000)
     )
-    async with asyncio.timeout(BROKER_TIMEOUT_SECONDS):
-        await producer.start()
     try:
+        async with asyncio.timeout(BROKER_TIMEOUT_SECONDS):
+            await producer.start()
         yield _KafkaSender(producer, endpoint)
     finally:
         await producer.stop()

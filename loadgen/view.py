@@ -59,6 +59,8 @@ def summary_table(summary: Summary, *, title: str, within_seconds: float | None 
     table.add_row("GPU-seconds", f"{summary.gpu_seconds:.0f}")
     table.add_row("replica starts", str(summary.starts))
     table.add_row("most replicas", str(summary.most_replicas))
+    if summary.worker_errors:
+        table.add_row("broker errors", f"{summary.worker_errors}, tried again")
     zero = "left and reached again" if summary.returned_to_zero else "left" if summary.left_zero else "never left"
     table.add_row("scale to zero", zero)
     return table

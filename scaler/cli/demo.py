@@ -182,6 +182,7 @@ async def _watch(experiment: Experiment, view: View, hints_address: str) -> bool
     """Run the experiment and show it; True where it was interrupted."""
     import grpc  # noqa: PLC0415
 
+    from loadgen.endpoints import BrokerFailed  # noqa: PLC0415
     from loadgen.reports import explain  # noqa: PLC0415
 
     running = asyncio.create_task(experiment.run())
@@ -206,6 +207,8 @@ async def _watch(experiment: Experiment, view: View, hints_address: str) -> bool
     except asyncio.CancelledError:
         if not interrupted:
             raise
+    except BrokerFailed as err:
+        raise DemoFailed(str(err)) from err
     view.update(experiment, whys)
     return interrupted
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from loadgen.__main__ import app
 from loadgen.consumers import Consumer, Delivery
-from loadgen.endpoints import KafkaEndpoint, RabbitEndpoint, SqsEndpoint, parse_endpoint
+from loadgen.endpoints import BrokerFailed, KafkaEndpoint, RabbitEndpoint, SqsEndpoint, parse_endpoint
 from loadgen.exporter import ExporterShape, PodSeries, exported
 from loadgen.messages import Message, decode
 from loadgen.pace import Pace
@@ -96,6 +96,26 @@ def test_the_trace_command_writes_what_its_seed_says(tmp_path: Path) -> None:
     trace = read_trace(file)
     assert json.loads(result.output) == {"requests": len(trace), "file": str(file)}
     assert 150 < len(trace) < 250
+
+
+@pytest.mark.parametrize(
+    ("queue", "told"),
+    [
+        ("sqs+http://127.0.0.1:1/1/orders", "SQS queue http://127.0.0.1:1/1/orders"),
+        ("kafka://127.0.0.1:1/orders", "Kafka topic orders at 127.0.0.1:1"),
+        ("amqp://user:word@127.0.0.1:1/v?queue=orders", "RabbitMQ queue orders at 127.0.0.1:1"),
+    ],
+    ids=["sqs", "kafka", "rabbitmq"],
+)
+def test_a_broker_that_is_not_there_is_one_line_without_the_password(
+    monkeypatch: pytest.MonkeyPatch, queue: str, told: str
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
+    result = CliRunner().invoke(app, ["send", "--queue", queue, "--duration", "3", "--json"])
+    assert isinstance(result.exception, BrokerFailed)
+    assert str(result.exception).startswith(told)
+    assert "word" not in str(result.exception)
 
 
 def test_a_wrong_pattern_ends_the_command_without_a_traceback(tmp_path: Path) -> None:
