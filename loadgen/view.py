@@ -151,16 +151,17 @@ class LiveView:
             f"[magenta]{now.starting}[/] starting",
         )
         history.add_row("", _axis(total, columns), "")
+        details = Table.grid(padding=(0, 1))
+        details.add_column(width=8, justify="right", style="bold")
+        details.add_column()
+        details.add_row()
+        details.add_row("pods", _pods(now))
+        details.add_row()
+        details.add_row("decision", _why(whys))
+        details.add_row()
+        details.add_row("scale", _events(experiment.events))
         return Panel(
-            Group(
-                history,
-                Text(),
-                _pods(now),
-                Text(),
-                _why(whys),
-                Text(),
-                _events(experiment.events),
-            ),
+            Group(history, details),
             title=f"{self._title}  [dim]{now.at_seconds:.0f} of {total:.0f} s, Ctrl-C ends it earlier[/]",
             title_align="left",
             border_style="dim",
@@ -176,15 +177,20 @@ def _history(
     *,
     most: int | None = None,
 ) -> Text:
-    """One bar per column of time: the most in it."""
+    """One bar per column of time: the most in it, or what was before where nothing was noted."""
     heights = [0] * columns
+    column = -1
     for point in points:
-        column = min(int(point.at_seconds / total_seconds * columns), columns - 1)
-        heights[column] = max(heights[column], value(point))
+        reached = min(int(point.at_seconds / total_seconds * columns), columns - 1)
+        now = value(point)
+        if reached == column:
+            heights[column] = max(heights[column], now)
+            continue
+        heights[column + 1 : reached] = [heights[column]] * (reached - column - 1)
+        heights[reached], column = now, reached
     highest = max(most or max(heights), 1)
-    reached = min(int(points[-1].at_seconds / total_seconds * columns), columns - 1)
-    bars = "".join(_BARS[-(-height * (len(_BARS) - 1) // highest)] for height in heights[: reached + 1])
-    return Text(bars, style=style, no_wrap=True) + Text("·" * (columns - reached - 1), style="dim")
+    bars = "".join(_BARS[-(-height * (len(_BARS) - 1) // highest)] for height in heights[: column + 1])
+    return Text(bars, style=style, no_wrap=True) + Text("·" * (columns - column - 1), style="dim")
 
 
 def _axis(total_seconds: float, columns: int) -> Text:
@@ -198,7 +204,7 @@ def _axis(total_seconds: float, columns: int) -> Text:
 
 
 def _pods(point: Point) -> Text:
-    text = Text("    pods ", style="bold")
+    text = Text()
     text.append("■ " * min(point.busy, point.ready), style="green")
     text.append("■ " * max(point.ready - point.busy, 0), style="dim green")
     text.append("□ " * point.starting, style="magenta")
@@ -209,21 +215,17 @@ def _pods(point: Point) -> Text:
 
 
 def _why(whys: Sequence[Why]) -> Text:
-    text = Text("decision ", style="bold")
-    text.append(_decision_text(whys, reasons=False), style="cyan")
+    text = Text(_decision_text(whys, reasons=False), style="cyan")
     for why in whys:
         for reason in why.reasons[:_REASONS_SHOWN]:
-            text.append(f"\n         {reason}", style="dim")
+            text.append(f"\n{reason}", style="default dim")
         if why.error:
-            text.append(f"\n         {why.error}", style="red")
+            text.append(f"\n{why.error}", style="red")
     return text
 
 
 def _events(events: Sequence[Event]) -> Text:
-    text = Text("   scale ", style="bold")
-    lines = [_event_text(event) for event in _scalings(events)[-_EVENTS_SHOWN:]]
-    text.append("\n         ".join(lines) if lines else "-", style="")
-    return text
+    return Text("\n".join(_event_text(event) for event in _scalings(events)[-_EVENTS_SHOWN:]) or "-")
 
 
 def _decision_text(whys: Sequence[Why], *, reasons: bool = True) -> str:
@@ -237,7 +239,7 @@ def _decision_text(whys: Sequence[Why], *, reasons: bool = True) -> str:
         if why.held:
             text += ", held"
         if reasons and why.reasons:
-            text += f" ({'; '.join(why.reasons)})"
+            text += f" ({why.reasons[0]})"
         parts.append(text)
     return " | ".join(parts)
 

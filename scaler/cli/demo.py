@@ -33,8 +33,8 @@ _COLD_START_SECONDS = 4.0
 _SERVICE_SECONDS = 1.5
 _PROMISED_WAIT_SECONDS = 15.0
 # KEDA's own are 30 s and 300 s, the HPA's sync 15 s: shorter, since a demo has a minute.
-_POLL_SECONDS, _COOLDOWN_SECONDS, _HPA_SYNC_SECONDS = 5.0, 5.0, 3.0
-_START_TIMEOUT_SECONDS = 30.0
+_POLL_SECONDS, _COOLDOWN_SECONDS, _HPA_SYNC_SECONDS = 3.0, 4.0, 3.0
+_START_TIMEOUT_SECONDS = 60.0  # a busy machine takes half a minute to import what is needed
 _STOP_TIMEOUT_SECONDS = 10.0
 _SHORTEST_SECONDS = 30.0
 _REGION, _KEY, _SECRET = "eu-central-1", "demo", "demo"  # moto takes any
@@ -124,14 +124,16 @@ def _plan(endpoint: SqsEndpoint, scaler_address: str, hints_address: str, *, dur
     from scaler.simulator.arrivals import Arrival, Poisson, Service, generate  # noqa: PLC0415
     from scaler.simulator.rules import HpaBehavior, KedaSpec, ScalingPolicy, ScalingRules, Unit  # noqa: PLC0415
 
-    # A burst to the top, then a smaller one, early enough that the work, the cooldown and a poll end in time.
-    seconds = min(0.1 * duration, 8.0)
-    bursts = {3.0: 6.0, min(0.5 * duration, duration - 32.0): 2.0} if duration >= 60 else {3.0: 6.0}
+    # (start, length, rate) of a large burst, then a small one, early enough that its work, the policy's hold, the
+    # cooldown and a poll end in time.
+    bursts = [(3.0, min(0.1 * duration, 8.0), 6.0)]
+    if duration >= 60:
+        bursts.append((min(0.5 * duration, duration - 33.0), 3.0, 3.0))
     chance = random.Random(seed)  # noqa: S311 - a seeded load, no secret
     service = Service(mean_seconds=_SERVICE_SECONDS, variation=0.3)
     arrivals = [
         Arrival(from_seconds + arrival.at_seconds, arrival.service_seconds)
-        for from_seconds, rate_per_second in bursts.items()
+        for from_seconds, seconds, rate_per_second in bursts
         for arrival in generate(Poisson(rate_per_second=rate_per_second), service, chance, seconds)
     ]
     keda = KedaSpec(max_replicas=10, polling_seconds=_POLL_SECONDS, cooldown_seconds=_COOLDOWN_SECONDS)
@@ -171,8 +173,8 @@ def _metadata(endpoint: SqsEndpoint, scaler_address: str) -> dict[str, str]:
         "awsEndpoint": endpoint.endpoint_url or "",
         "awsAccessKeyID": _KEY,
         "awsSecretAccessKey": _SECRET,
-        "policy": "steps",
-        "steps": "1:2,6:5,21:10",
+        "waitSeconds": f"{_PROMISED_WAIT_SECONDS:g}",
+        "cooldownSeconds": f"{_COOLDOWN_SECONDS:g}",
         "maxReplicas": "10",
         "sampleSeconds": "1",
     }

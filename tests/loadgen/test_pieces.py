@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import json
 import random
+import re
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,16 +15,21 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from loadgen.__main__ import app
 from loadgen.consumers import Consumer, Delivery
 from loadgen.endpoints import BrokerFailed, KafkaEndpoint, RabbitEndpoint, SqsEndpoint, parse_endpoint
+from loadgen.experiment import Experiment, Plan
 from loadgen.exporter import ExporterShape, PodSeries, exported
+from loadgen.keda import Event
 from loadgen.messages import Message, decode
 from loadgen.pace import Pace
+from loadgen.reports import Why
 from loadgen.results import Recorder, percentile
 from loadgen.traces import read_trace, write_trace
+from loadgen.view import LiveView
 from loadgen.workers import Fleet, FleetCounts, Phase, Pod, PodState, Served, _deletion_order
 from scaler.simulator.arrivals import Arrival
 
@@ -279,3 +286,37 @@ def test_no_pods_have_no_series() -> None:
     with exported(list) as url:
         text = urlopen(url, timeout=5).read().decode()
     assert [line for line in text.splitlines() if not line.startswith("#")] == []
+
+
+def shown(view_width: int) -> str:
+    """The live picture of a made-up moment, as text."""
+    endpoint = KafkaEndpoint(bootstrap_servers="b:1", topic="t")
+    experiment = Experiment(Plan(endpoint=endpoint, arrivals=[]))
+    experiment.recorder.note(1.0, counts(starting=2))
+    experiment.recorder.note(5.0, counts(ready=3, starting=1))
+    experiment.events.append(Event(at_seconds=4.0, kind="scaled", by="push", replicas_before=0, replicas_after=1))
+    why = Why(
+        active=True,
+        desired_replicas=4,
+        metric_value=4.0,
+        target_value=1.0,
+        held=False,
+        error="",
+        reasons=("need: 12 wait", "hold: " + "long reason " * 20),
+    )
+    written = io.StringIO()
+    console = Console(width=view_width, file=written, force_terminal=True, color_system=None)
+    with LiveView(console, title="test", duration_seconds=10.0) as view:
+        view.update(experiment, [why])
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_live_view_fits_and_says_what_is_decided_and_why(width: int) -> None:
+    text = shown(width)
+    assert "4 replicas, active" in text
+    assert "need: 12 wait" in text
+    assert "3 ready" in text
+    assert "Pilotlight pushed: 0 → 1 replicas" in text
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in text.splitlines()]
+    assert max(map(len, lines)) <= width
