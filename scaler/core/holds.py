@@ -68,8 +68,11 @@ def in_use(
     return Holds(used, gaps, timeouts, timeouts_for)
 
 
-def held(known: Holds, now_seconds: float) -> tuple[int, float]:
-    """(the highest level that is still worth keeping, when it stops being so)."""
+def held(known: Holds, now_seconds: float, *, kept_after_last_seconds: float = 0.0) -> tuple[int, float]:
+    """(the highest level that is still worth keeping, when it stops being so).
+
+    `kept_after_last_seconds`: how long somebody else (KEDA's cooldown) keeps the last replica once it is let go.
+    """
     used, timeouts = known.used, known.timeouts_seconds
     for index, (level, at_seconds) in enumerate(used):
         idle_seconds = now_seconds - at_seconds
@@ -77,8 +80,9 @@ def held(known: Holds, now_seconds: float) -> tuple[int, float]:
         top = level
         while top > floor:
             group = group_of(top)
-            if idle_seconds < timeouts[group]:
-                return top, at_seconds + timeouts[group]
+            timeout_seconds = timeouts[group] if group else timeouts[0] - kept_after_last_seconds
+            if idle_seconds < timeout_seconds:
+                return top, at_seconds + timeout_seconds
             top = 1 << (group - 1) if group else 0
     return 0, math.inf
 

@@ -29,6 +29,7 @@ from scaler.core.estimate import NOTHING_KNOWN, Estimates, updated
 from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use
 from scaler.core.model import Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import remaining_seconds
+from scaler.core.warm_pool import warm_hint
 
 HPA_WAIT_SECONDS = 7.5  # half a sync of 15 s: how long the HPA takes to see an answer, on average
 HPA_SPREAD_SECONDS = 4.3  # ... and its standard deviation
@@ -112,8 +113,14 @@ class Slo:
             shortest_seconds=2.0 * before.interval_seconds,
             now_seconds=now_seconds,
         )
-        kept, release_at_seconds = held(holds, now_seconds)
+        kept, release_at_seconds = held(holds, now_seconds, kept_after_last_seconds=goals.cooldown_seconds or 0.0)
         desired = max(need, kept, there if view.starting else 0)  # what is loading is not killed
+        warm_steps: tuple[Step, ...] = ()
+        if goals.warm == "floor":
+            hint = warm_hint(known, goals, ready=need, now_seconds=now_seconds)
+            desired = max(desired, need + hint.replicas)
+            release_at_seconds = min(release_at_seconds, now_seconds + hint.valid_seconds)
+            warm_steps = (hint.step,)
         desired = min(desired, goals.max_replicas)
         steps = (
             Step(name="need", before=there, after=need, reason=why, numbers=numbers),
@@ -145,7 +152,7 @@ class Slo:
             metric_value=float(desired),
             target_value=1.0,
             review_at_seconds=release_at_seconds if idle and not view.starting else None,
-            steps=steps,
+            steps=steps + warm_steps,
         )
 
 
