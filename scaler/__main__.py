@@ -25,6 +25,7 @@ from scaler.hints import EXPLAIN, REPLICAS, Hints, check_hints_listener
 from scaler.readers import Readers
 from scaler.service import SERVICE, ExternalScaler, server_credentials, server_options
 from scaler.settings import Settings, TlsSettings, load_settings
+from scaler.state import StateFile
 from scaler.telemetry import MetricsListener, Telemetry, configure_logs, settle_garbage, watch_lag
 
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ async def serve(
     if server_settings.clients and (server_settings.tls is None or server_settings.tls.client_ca_file is None):
         raise SettingsInvalid("server.clients binds certificates to namespaces; it needs server.tls with clientCaFile")
     telemetry = Telemetry(settings.telemetry, clock=clock)
-    evaluator = Evaluator(settings=settings, telemetry=telemetry, clock=clock)
+    state = None
+    if settings.state_folder is not None:
+        state = StateFile(Path(settings.state_folder), settings.state, clock=clock)
+    evaluator = Evaluator(settings=settings, telemetry=telemetry, keeper=state, clock=clock)
 
     def dispatch(workload: Subscriber, outcome: object, now: float) -> None:
         evaluator.on_outcome(workload, outcome, now)  # type: ignore[arg-type]  # only workloads subscribe
@@ -85,6 +89,14 @@ async def serve(
     metrics = MetricsListener(telemetry, healthy=lambda: health.serving)
 
     async with contextlib.AsyncExitStack() as stack:
+        if state is not None:
+            await asyncio.to_thread(state.start)
+            stack.push_async_callback(asyncio.to_thread, state.close)
+            telemetry.gauges.update(
+                scaler_state_observations_waiting=("Observations not yet in the state file.", lambda: state.waiting),
+                scaler_state_observations_dropped=("Observations that were not written.", lambda: state.dropped),
+                scaler_state_failed_commits=("Writes of the state file that failed.", lambda: state.failed_commits),
+            )
         readers = Readers(
             reading=settings.reading, limits=settings.limits, metrics=telemetry, dispatch=dispatch, clock=clock
         )
@@ -172,7 +184,10 @@ async def _until_signal(settings: Settings, ready_file: Path | None) -> None:
             log.warning("plaintext", listen=serving.grpc, hint="set server.tls; metadata may hold credentials")
         log.info("serving", grpc=serving.grpc, hints=serving.hints, metrics=serving.metrics, pid=serving.pid)
 
-    await serve(settings, ready=ready, stop=stop)
+    # Monotonic, but counted from where Unix time stood at the start: so what was learned before a restart, hours of
+    # the day included, needs no translation.
+    started_at = time.time() - time.monotonic()
+    await serve(settings, ready=ready, stop=stop, clock=lambda: time.monotonic() + started_at)
     log.info("stopped")
 
 

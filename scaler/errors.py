@@ -6,6 +6,7 @@
     ├── NamespaceDenied      this caller or namespace may not          PERMISSION_DENIED
     ├── LimitReached         one of our own limits                     RESOURCE_EXHAUSTED
     ├── SettingsInvalid      the process's own configuration           (the process does not start)
+    ├── RecordingUnreadable  a recording of observations               (a command ends)
     └── SourceError          a source could not be read
         ├── SourceMissing    queue, topic or server name does not exist  FAILED_PRECONDITION
         ├── SourceDenied     credentials or rights refused               FAILED_PRECONDITION
@@ -79,6 +80,10 @@ class LimitReached(PilotlightError):
 
 class SettingsInvalid(PilotlightError):
     """The process's own configuration can't be used."""
+
+
+class RecordingUnreadable(PilotlightError):
+    """A recording does not exist, can't be read, or does not hold what was asked for."""
 
 
 class SourceError(PilotlightError):

@@ -18,11 +18,12 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any, Final, Protocol
 
-from scaler.core.decide import Memory, decide
-from scaler.core.model import Decision, Goals, ReplicaView, Sample
+from scaler.core.decide import Memory, Policy, decide
+from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.errors import (
     LimitReached,
     PilotlightError,
@@ -35,6 +36,7 @@ from scaler.errors import (
     quoted,
 )
 from scaler.settings import Settings
+from scaler.state import Key, Restored
 from scaler.telemetry import Telemetry, WorkloadFacts
 from scaler.trigger import Trigger, parse_trigger
 
@@ -54,6 +56,8 @@ _OVERFLOW_KEPT = 1024
 _PAST_KEPT = 20_000
 _GOALS_KEPT = 4096
 _SWEEP_SECONDS = 5.0
+# How long a cold start may take where neither the trigger nor anything learned tells (core/estimate.py's first guess).
+_COLD_START_FIRST_SECONDS = 60.0
 # Workloads looked at before others get their turn.
 _SWEEP_CHUNK = 500
 # Above it the milli-values of Kubernetes' quantities overflow int64.
@@ -70,6 +74,26 @@ class Reading(Protocol):
 
     def unsubscribe(self, query: Any, subscriber: Workload) -> None:
         """Read no more."""
+
+
+class Keeping(Protocol):
+    """What outlives the process: `StateFile`."""
+
+    def restored(self, key: Key, policy: Policy[Any]) -> Restored | None:
+        """What is known of `key` from before the restart; once."""
+
+    def keep(
+        self,
+        key: Key,
+        policy: Policy[Any],
+        *,
+        decision: Decision,
+        state: Any,
+        sample: Sample,
+        view: ReplicaView | None,
+        dry_run_desired: int | None = None,
+    ) -> None:
+        """Take note of one evaluation."""
 
 
 class Stream:
@@ -136,6 +160,7 @@ class Workload:
 
     __slots__ = (
         "beat_at",
+        "blank_until",
         "called_at",
         "cold_starts",
         "digest",
@@ -145,7 +170,9 @@ class Workload:
         "interval_seconds",
         "memory",
         "metrics_body",
+        "peak",
         "query",
+        "restored",
         "scaled_object",
         "spec_body",
         "streams",
@@ -170,6 +197,11 @@ class Workload:
         self.interval_seconds = 0.0
         self.beat_at = math.inf
         self.cold_starts: tuple[float, ...] = ()
+        # The last decision is from before a restart, and nothing was read since.
+        self.restored = False
+        # Until when `slo`, which knows nothing yet, answers no less than `peak`, the most that it asked for so far.
+        self.blank_until = -math.inf
+        self.peak = 0
         self.streams: list[Stream] | None = None
         self.waiters: list[asyncio.Future[None]] | None = None
         self.superseded = False
@@ -218,10 +250,12 @@ class Evaluator:
         *,
         settings: Settings,
         telemetry: Telemetry,
+        keeper: Keeping | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: Random | None = None,
     ) -> None:
         self._settings = settings
+        self._keeper = keeper
         self._telemetry = telemetry
         self._clock = clock
         self._chance = chance or Random()  # noqa: S311 - spreads load, guards nothing
@@ -360,15 +394,37 @@ class Evaluator:
         self._overflow.pop(digest, None)
         scaled_object = self._object(trigger.namespace, trigger.name)
         workload = Workload(digest, trigger, scaled_object, now)
-        learned = self._learned.pop(_learned_key(trigger), None)
-        if learned is not None:
-            workload.memory = Memory(state=learned)
+        self._remember(workload, now)
         workload.called_at = self._called.pop(digest, -math.inf)
         self._workloads[digest] = workload
         scaled_object.workloads.append(workload)
         self._start_reading(workload)
         self._telemetry.workload_started(workload.facts, trigger.warnings)
         return workload
+
+    def _remember(self, workload: Workload, now: float) -> None:
+        """What was learned of it before it expired, or before the process restarted."""
+        trigger = workload.trigger
+        goals, key = trigger.goals, _learned_key(trigger)
+        learned = self._learned.pop(key, None)
+        if learned is not None:
+            workload.memory = Memory(state=learned)
+            return
+        found = None if self._keeper is None else self._keeper.restored(key, trigger.policy)
+        state = None if found is None else found.state
+        last = None if found is None else found.decision
+        blank_seconds = (goals.cold_start_seconds or _COLD_START_FIRST_SECONDS) + goals.hold_seconds
+        if last is not None and now - last.at_seconds > blank_seconds + self._settings.reading.failing_active_seconds:
+            last = None  # as old as this it says nothing about now; what was learned does
+        if last is not None:
+            workload.restored = True
+            workload.good_until = last.at_seconds + goals.hold_seconds
+        if last is not None or state is not None:
+            workload.memory = Memory(state=trigger.policy.start() if state is None else state, last=last)
+        if trigger.policy_name == "slo" and goals.answer == "demand" and state is None:
+            workload.blank_until = now + blank_seconds
+            if last is not None and last.active and now - last.at_seconds <= blank_seconds:
+                workload.peak = last.desired_replicas
 
     def _is_full(self, trigger: Trigger) -> str | None:
         """The limit that keeps a new workload out, in words, or None."""
@@ -462,7 +518,14 @@ class Evaluator:
             return
         if decision is None:
             return
+        if now <= workload.blank_until:
+            decision, memory = _not_below_peak(workload, decision, memory, view)
+        if self._keeper is not None:
+            self._keeper.keep(
+                _learned_key(trigger), trigger.policy, decision=decision, state=memory.state, sample=sample, view=view
+            )
         self._telemetry.evaluations += 1
+        workload.restored = False
         workload.cold_starts = ()
         workload.memory = memory
         workload.good_until = now + trigger.goals.hold_seconds + self._patience(workload)
@@ -492,6 +555,7 @@ class Evaluator:
         """No reading: the last decision stands for holdSeconds from when it was made."""
         first = workload.error is None
         workload.error = bare(err)
+        workload.restored = False
         if first:
             workload.failing_since = now
             self._telemetry.failing(workload.facts, err)
@@ -506,7 +570,7 @@ class Evaluator:
 
     async def first(self, workload: Workload) -> None:
         """Wait for the first reading, or the first failure, for a while at most."""
-        if workload.memory.last is not None or workload.error is not None:
+        if (workload.memory.last is not None and not workload.restored) or workload.error is not None:
             return
         future = asyncio.get_running_loop().create_future()
         if workload.waiters is None:
@@ -814,6 +878,35 @@ def published(value: float) -> tuple[float, int]:
     if rounded == 0.0 and value > 0.0:
         rounded = 0.001
     return rounded, math.ceil(rounded)
+
+
+def _not_below_peak(
+    workload: Workload, decision: Decision, memory: Memory[Any], view: ReplicaView | None
+) -> tuple[Decision, Memory[Any]]:
+    """Without state and without a view nobody knows how many replicas there are: nothing is let go for a while.
+
+    "A while" is one cold start and holdSeconds from when the workload was first seen.
+    """
+    if decision.active:
+        workload.peak = max(workload.peak, decision.desired_replicas)
+    if view is not None or decision.desired_replicas >= workload.peak:
+        return decision, memory
+    step = Step(
+        name="restart",
+        before=decision.desired_replicas,
+        after=workload.peak,
+        reason="nothing is known from before and no replica is seen: not below the peak for {:.0f} s more",
+        numbers=(workload.blank_until - decision.at_seconds,),
+    )
+    kept = replace(
+        decision,
+        active=True,
+        metric_value=workload.peak * decision.target_value,
+        desired_replicas=workload.peak,
+        review_at_seconds=None,
+        steps=(*decision.steps, step),
+    )
+    return kept, replace(memory, last=kept)
 
 
 def _is_object_name(text: str) -> bool:

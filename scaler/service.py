@@ -81,7 +81,7 @@ class ExternalScaler:
                 f"GetMetricSpec announces {quoted(trigger.metric_name)}"
             )
         answer = self._evaluator.metrics(workload)
-        if isinstance(answer, PilotlightError):
+        if workload.restored or isinstance(answer, PilotlightError):
             await self._evaluator.first(workload)
             answer = self._evaluator.metrics(workload)
             if isinstance(answer, PilotlightError):
@@ -100,7 +100,7 @@ class ExternalScaler:
         """Whether there is work; an error only where that was never known."""
         workload = self._workload(parsed(pb.ScaledObjectRef, request), context)
         answer = self._evaluator.is_active(workload)
-        if isinstance(answer, PilotlightError):
+        if workload.restored or isinstance(answer, PilotlightError):
             await self._evaluator.first(workload)
             answer = self._evaluator.is_active(workload)
             if isinstance(answer, PilotlightError):

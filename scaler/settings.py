@@ -146,6 +146,20 @@ class TelemetrySettings(_Section):
     workload_series: bool | None = None
 
 
+class StateSettings(_Section):
+    """What the state folder may hold, and how fast it is written."""
+
+    # What a crash may lose: the file is written this often.
+    commit_seconds: Seconds = 1.0
+    # What policies learned takes longer to write down, so each workload's is written this often.
+    learned_seconds: Seconds = 5.0
+    # The oldest observations go first. 256 MiB hold about three million: a month of 60 busy workloads, idle ones free.
+    max_megabytes: Count = 256
+    max_age_days: Seconds = 30.0
+    # Observations that may wait for the disk; those above are dropped and counted.
+    queue_observations: Count = 50_000
+
+
 class FileSettings(_Section):
     """The whole file."""
 
@@ -157,6 +171,7 @@ class FileSettings(_Section):
     connections: dict[str, ConnectionSettings] = Field(default_factory=dict)
     # Folder for what survives a restart; None: nothing is kept.
     state_folder: str | None = None
+    state: StateSettings = StateSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +197,7 @@ class Settings:
     rules: tuple[RightsSettings, ...] = (RightsSettings(),)
     connections: Mapping[str, Connection] = field(default_factory=dict)
     state_folder: str | None = None
+    state: StateSettings = field(default_factory=StateSettings)
 
     def rights(self, namespace: str) -> RightsSettings:
         """What metadata of `namespace` may do; nothing where no rule matches."""
@@ -264,6 +280,7 @@ def resolve(parsed: FileSettings, environment: Mapping[str, str], *, where: str)
         rules=parsed.rights,
         connections=connections,
         state_folder=parsed.state_folder,
+        state=parsed.state,
     )
 
 

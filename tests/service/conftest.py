@@ -66,6 +66,8 @@ class ShellSettings:
             telemetry=TelemetrySettings.model_validate(self.telemetry),
             rules=self.whole.rules,
             connections=self.whole.connections,
+            state_folder=self.whole.state_folder,
+            state=self.whole.state,
         )
 
 

@@ -1,0 +1,572 @@
+"""What survives a restart, in one SQLite file: last decisions, what policies learned, and what was observed.
+
+The event loop hands over values and goes on; one thread writes them, about once a second, in one transaction.
+So a crash at any moment loses the last seconds and never the file (write-ahead log). The file is bounded by size
+and by age, holds no metadata and no secret, and is never a reason not to serve: what can't be read is set aside,
+what can't be written is counted and told in the log.
+
+Times in the file are Unix seconds; inside they are of the process's own clock, and are translated at this border.
+docs/state.md describes the tables for those who read them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple, Protocol, runtime_checkable
+
+import structlog
+
+from scaler.core.decide import Policy
+from scaler.core.model import Decision, ReplicaView, Sample, Step
+from scaler.errors import RecordingUnreadable, quoted
+from scaler.settings import StateSettings
+
+FILE_NAME: Final = "pilotlight.sqlite"
+_APPLICATION_ID: Final = 0x50494C4F  # "PILO": tells our file from anyone else's
+_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE workload (
+    id INTEGER PRIMARY KEY, namespace TEXT NOT NULL, name TEXT NOT NULL, source TEXT NOT NULL, policy TEXT NOT NULL,
+    UNIQUE (namespace, name, source, policy));
+CREATE TABLE last (
+    workload INTEGER PRIMARY KEY REFERENCES workload (id) ON DELETE CASCADE, at REAL NOT NULL, active INTEGER NOT NULL,
+    metric_value REAL NOT NULL, target_value REAL NOT NULL, desired INTEGER NOT NULL, learned TEXT);
+CREATE TABLE observation (
+    id INTEGER PRIMARY KEY, workload INTEGER NOT NULL REFERENCES workload (id) ON DELETE CASCADE, at REAL NOT NULL,
+    metric_value REAL NOT NULL, waiting REAL, in_flight REAL, arrived_total REAL, completed_total REAL,
+    oldest_age REAL, ready INTEGER, starting INTEGER, desired INTEGER NOT NULL, active INTEGER NOT NULL,
+    dry_run_desired INTEGER);
+CREATE INDEX observation_of ON observation (workload, id);
+"""
+
+# Restored workloads that nobody has asked for yet.
+_RESTORED_KEPT = 20_000
+# A workload on which nothing changes leaves one observation in this time.
+_UNCHANGED_SECONDS = 60.0
+# Rows deleted in one transaction, so that a commit stays short.
+_PRUNED_AT_ONCE = 20_000
+_COMMITS_A_PRUNE = 10
+_BUSY_SECONDS = 5.0
+# How long an end waits for the last commit.
+_CLOSE_SECONDS = 5.0
+_CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_MEBIBYTE = 1024 * 1024
+
+Key = tuple[str, str, str, str]
+"""(namespace, name, source identity, policy): what is learned is kept under it."""
+
+
+@runtime_checkable
+class Durable(Protocol):
+    """A policy whose state survives a restart. Of one without these two, the last decision survives."""
+
+    def dump(self, state: Any) -> Mapping[str, Any]:
+        """`state` as values for JSON."""
+
+    def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> Any:
+        """The state again; `shift_seconds` is added to every moment in it. Raises whatever it likes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What a workload was when the process last ran. `state` None: the policy's state did not survive."""
+
+    decision: Decision
+    state: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """One row of a recording: what was read and what was answered. `at_seconds` is Unix time; None: not known.
+
+    `dry_run_desired` is what `slo` would have asked for, where the trigger says `dryRun`.
+    """
+
+    at_seconds: float
+    metric_value: float
+    waiting: float | None
+    in_flight: float | None
+    arrived_total: float | None
+    completed_total: float | None
+    oldest_age_seconds: float | None
+    ready: int | None
+    starting: int | None
+    desired_replicas: int
+    active: bool
+    dry_run_desired: int | None
+
+
+class _Last(NamedTuple):
+    """The newest of one workload, not yet written."""
+
+    at: float
+    policy: Policy[Any]
+    decision: Decision
+    state: Any
+
+
+class StateFile:
+    """The file and the thread that writes it. Everything but `keep` and `restored` happens in that thread."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: StateSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = folder / FILE_NAME
+        self._settings = settings
+        self._clock = clock
+        self._wall = wall
+        self._log = structlog.get_logger()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        # Under the lock.
+        self._lasts: dict[Key, _Last] = {}
+        self._rows: list[tuple[Key, tuple[Any, ...]]] = []
+        # Of the event loop.
+        self._found: OrderedDict[Key, tuple[Any, ...]] = OrderedDict()
+        # Of the thread.
+        self._connection: sqlite3.Connection | None = None
+        self._held: IO[bytes] | None = None
+        self._ids: dict[Key, int] = {}
+        self._written: dict[Key, tuple[float, tuple[Any, ...]]] = {}
+        self._dumped: dict[Key, float] = {}
+        self._prune_in = 0
+        self._undumpable: set[str] = set()
+        self._failing = False
+        # For the metrics.
+        self.commits = 0
+        self.failed_commits = 0
+        self.dropped = 0
+
+    # --- of the event loop ---
+
+    def start(self) -> None:
+        """Read what was kept, and write from now on. Blocks for the reading; raises nothing."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._load()
+        except (sqlite3.Error, OSError) as err:
+            self._found.clear()
+            if not self._set_aside(err):
+                self._tell("state_unreadable", err)
+        self._thread = threading.Thread(target=self._run, name="state", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Commit what is there and end. Blocks for a few seconds at most."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_SECONDS)
+
+    def restored(self, key: Key, policy: Policy[Any]) -> Restored | None:
+        """What is known of `key` from before the restart; once."""
+        row = self._found.pop(key, None)
+        if row is None:
+            return None
+        at, active, metric_value, target_value, desired, learned = row
+        now, shift_seconds = self._clock(), self._clock() - self._wall()
+        state = None
+        if learned is not None and isinstance(policy, Durable):
+            try:
+                state = policy.load(json.loads(learned), shift_seconds=shift_seconds)
+            except Exception as err:  # noqa: BLE001 - whatever an older version wrote: start learning anew
+                self._tell("learned_unreadable", err)
+        decision = Decision(
+            at_seconds=min(at + shift_seconds, now),
+            active=bool(active),
+            metric_value=metric_value,
+            target_value=target_value,
+            desired_replicas=desired,
+            held=True,
+            steps=(Step(name="restart", before=None, after=desired, reason="decided before the service restarted"),),
+        )
+        return Restored(decision=decision, state=state)
+
+    def keep(
+        self,
+        key: Key,
+        policy: Policy[Any],
+        *,
+        decision: Decision,
+        state: Any,
+        sample: Sample,
+        view: ReplicaView | None,
+        dry_run_desired: int | None = None,
+    ) -> None:
+        """Take note of one evaluation. Values only, which nobody changes: the thread reads them later."""
+        at = self._wall()
+        row = (
+            sample.metric_value,
+            sample.waiting,
+            sample.in_flight,
+            sample.arrived_total,
+            sample.completed_total,
+            sample.oldest_age_seconds,
+            None if view is None else view.ready,
+            None if view is None else view.starting,
+            decision.desired_replicas,
+            decision.active,
+            dry_run_desired,
+        )
+        with self._lock:
+            self._lasts[key] = _Last(at, policy, decision, state)
+            if len(self._rows) < self._settings.queue_observations:
+                self._rows.append((key, (at, *row)))
+            else:
+                self.dropped += 1
+
+    @property
+    def waiting(self) -> int:
+        """Observations not yet written."""
+        return len(self._rows)
+
+    # --- of the thread ---
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._settings.commit_seconds):
+            self._commit(last=False)
+        self._commit(last=True)
+        with contextlib.suppress(sqlite3.Error):
+            if self._connection is not None:
+                self._connection.close()
+        if self._held is not None:
+            self._held.close()
+
+    def _commit(self, *, last: bool) -> None:
+        """Write what came since the last commit. Raises nothing."""
+        if not self._hold():  # another process still has the file, as in a rolling update: keep only the newest
+            return
+        with self._lock:
+            lasts, self._lasts = self._lasts, {}
+            rows, self._rows = self._rows, []
+        try:
+            connection = self._open()
+            with connection:
+                for key, row in rows:
+                    self._insert(connection, key, row)
+                for key, newest in lasts.items():
+                    self._upsert(connection, key, newest, last=last)
+            self._prune_in -= 1
+            if self._prune_in <= 0 and not last:
+                self._prune_in = _COMMITS_A_PRUNE
+                self._prune(connection)
+        except (sqlite3.Error, OSError) as err:
+            self.failed_commits += 1
+            self._forget()
+            with self._lock:  # the newest decisions get another chance; the observations are lost
+                self._lasts = lasts | self._lasts
+                self.dropped += len(rows)
+            if not self._set_aside(err) and not self._failing:
+                self._failing = True
+                self._tell("state_not_written", err)
+            return
+        except Exception as err:  # noqa: BLE001 - a mistake of ours must not end the thread
+            self.failed_commits += 1
+            self._forget()
+            if not self._failing:
+                self._failing = True
+                self._log.error("state_not_written", error=type(err).__name__, exc_info=err)
+            return
+        self.commits += 1
+        if self._failing:
+            self._failing = False
+            self._log.info("state_written_again", file=self.path.name)
+
+    def _hold(self) -> bool:
+        """Whether this process alone writes the file. The system lets go of the lock when a process dies."""
+        if self._held is not None:
+            return True
+        try:
+            import fcntl  # noqa: PLC0415 - not made for every platform
+        except ImportError:  # pragma: no cover - Windows, where one process is the rule
+            return True
+        try:
+            file = self.path.with_suffix(".lock").open("ab")
+        except OSError as err:
+            if not self._failing:
+                self._failing = True
+                self._tell("state_not_written", err)
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            if not self._failing:
+                self._failing = True
+                self._log.warning("state_in_use", file=self.path.name, hint="another process writes this state folder")
+            return False
+        self._held = file
+        return True
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            connection = _connected(self.path)
+            try:
+                _prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _forget(self) -> None:
+        """After a failure: what was thought to be in the file may not be."""
+        self._ids.clear()
+        self._written.clear()
+        self._dumped.clear()
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    def _insert(self, connection: sqlite3.Connection, key: Key, row: tuple[Any, ...]) -> None:
+        at, *values = row
+        before = self._written.get(key)
+        if before is not None and list(before[1]) == values and 0 <= at - before[0] < _UNCHANGED_SECONDS:
+            return
+        self._written[key] = (at, tuple(values))
+        connection.execute(
+            "INSERT INTO observation (workload, at, metric_value, waiting, in_flight, arrived_total, completed_total, "
+            "oldest_age, ready, starting, desired, active, dry_run_desired) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (self._id(connection, key), *row),
+        )
+
+    def _upsert(self, connection: sqlite3.Connection, key: Key, newest: _Last, *, last: bool) -> None:
+        decision = newest.decision
+        workload = self._id(connection, key)
+        learned = None
+        due = self._dumped.get(key, float("-inf")) + self._settings.learned_seconds
+        if newest.state is not None and (last or newest.at >= due) and isinstance(newest.policy, Durable):
+            self._dumped[key] = newest.at
+            learned = self._dump(newest)
+        connection.execute(
+            "INSERT INTO last (workload, at, active, metric_value, target_value, desired, learned) "
+            "VALUES (?,?,?,?,?,?,?) ON CONFLICT (workload) DO UPDATE SET at=excluded.at, active=excluded.active, "
+            "metric_value=excluded.metric_value, target_value=excluded.target_value, desired=excluded.desired, "
+            "learned=coalesce(excluded.learned, learned)",
+            (
+                workload,
+                newest.at,
+                decision.active,
+                decision.metric_value,
+                decision.target_value,
+                decision.desired_replicas,
+                learned,
+            ),
+        )
+
+    def _dump(self, newest: _Last) -> str | None:
+        try:
+            return json.dumps(newest.policy.dump(newest.state), separators=(",", ":"))  # type: ignore[attr-defined]  # the caller has seen that it is Durable
+        except Exception as err:  # noqa: BLE001 - one policy's mistake must not cost the others their state
+            kind = type(newest.policy).__name__
+            if kind not in self._undumpable:
+                self._undumpable.add(kind)
+                self._log.error("learned_not_written", policy=kind, error=type(err).__name__, exc_info=err)
+            return None
+
+    def _id(self, connection: sqlite3.Connection, key: Key) -> int:
+        known = self._ids.get(key)
+        if known is None:
+            connection.execute("INSERT OR IGNORE INTO workload (namespace, name, source, policy) VALUES (?,?,?,?)", key)
+            row = connection.execute(
+                "SELECT id FROM workload WHERE namespace=? AND name=? AND source=? AND policy=?", key
+            ).fetchone()
+            known = self._ids[key] = int(row[0])
+        return known
+
+    def _prune(self, connection: sqlite3.Connection) -> None:
+        """Delete what is too old, and the oldest where the file is too large; a bounded part at a time."""
+        too_old = self._wall() - 86_400.0 * self._settings.max_age_days
+        for key in [key for key, (at, _) in self._written.items() if self._wall() - at > 3_600.0]:
+            del self._written[key]  # expired workloads; a living one writes at least once a minute
+            self._ids.pop(key, None)
+            self._dumped.pop(key, None)
+        with connection:
+            connection.execute(
+                "DELETE FROM observation WHERE id IN (SELECT id FROM observation ORDER BY id LIMIT ?) AND at < ?",
+                (_PRUNED_AT_ONCE, too_old),
+            )
+            if (
+                connection.execute(
+                    "DELETE FROM workload WHERE id IN (SELECT workload FROM last WHERE at < ? LIMIT ?) "
+                    "AND NOT EXISTS (SELECT 1 FROM observation WHERE workload = workload.id)",
+                    (too_old, _PRUNED_AT_ONCE),
+                ).rowcount
+                > 0
+            ):
+                self._ids.clear()
+            if _bytes_used(connection) > self._settings.max_megabytes * _MEBIBYTE:
+                connection.execute(
+                    "DELETE FROM observation WHERE id IN (SELECT id FROM observation ORDER BY id LIMIT ?)",
+                    (_PRUNED_AT_ONCE,),
+                )
+                self._prune_in = 0  # and again at the next commit, until it fits
+        connection.execute("PRAGMA incremental_vacuum(2000)").fetchall()
+
+    # --- the file itself ---
+
+    def _load(self) -> None:
+        if not self.path.exists():
+            return
+        with contextlib.closing(_connected(self.path)) as connection:
+            _prepare(connection)
+            verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if verdict != "ok":
+                raise _Damaged(verdict)
+            cutoff = self._wall() - 86_400.0 * self._settings.max_age_days
+            for namespace, name, source, policy, *row in connection.execute(
+                "SELECT namespace, name, source, policy, at, active, metric_value, target_value, desired, learned "
+                "FROM last JOIN workload ON workload.id = last.workload WHERE at > ? ORDER BY at DESC LIMIT ?",
+                (cutoff, _RESTORED_KEPT),
+            ):
+                self._found[namespace, name, source, policy] = tuple(row)
+        self._log.info("state_restored", workloads=len(self._found), file=self.path.name)
+
+    def _set_aside(self, err: Exception) -> bool:
+        """Move a file away that is damaged or not ours, so that a new one can begin; False: it is another trouble."""
+        code = getattr(err, "sqlite_errorcode", None)
+        if not isinstance(err, _Damaged) and (code is None or code & 0xFF not in _CORRUPT):
+            return False
+        if not self._hold():
+            return False
+        aside = self.path.with_suffix(".set-aside")  # one is kept: the folder stays bounded
+        try:
+            for ending in ("", "-wal", "-shm"):
+                part = Path(f"{self.path}{ending}")
+                if part.exists():
+                    part.replace(f"{aside}{ending}")
+        except OSError as moving:
+            self._tell("state_not_set_aside", moving)
+            return False
+        self._log.error(
+            "state_set_aside",
+            file=self.path.name,
+            kept_as=aside.name,
+            detail=str(err),
+            hint="the state file is damaged or not Pilotlight's; it was moved, and learning starts anew",
+        )
+        return True
+
+    def _tell(self, event: str, err: Exception) -> None:
+        self._log.error(event, file=self.path.name, error=type(err).__name__, detail=str(err))
+
+
+class _Damaged(sqlite3.DatabaseError):
+    """The file is SQLite's, but damaged or not ours."""
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    # One thread at a time uses it: the one that starts, then the writer.
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False)
+    os.chmod(path, 0o600)  # noqa: PTH101 - what workloads exist is for the service alone
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Settings, and tables where the file is new. Raises _Damaged for someone else's file."""
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if tables and (application, version) != (_APPLICATION_ID, _VERSION):
+        raise _Damaged(f"application id {application:#x} version {version}, expected {_APPLICATION_ID:#x} {_VERSION}")
+    if not tables:
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute(f"PRAGMA journal_size_limit={8 * _MEBIBYTE}")
+    if not tables:
+        connection.executescript(
+            f"BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_VERSION}; COMMIT;"
+        )
+
+
+def _bytes_used(connection: sqlite3.Connection) -> int:
+    pages, free, size = (
+        int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    return (pages - free) * size
+
+
+def read_recording(path: str | Path, workload: str, *, source: str | None = None) -> Iterator[Observation]:
+    """What was observed of `workload` (`namespace/name`), oldest first, from a state file or its folder.
+
+    A service may be writing it meanwhile. Where one ScaledObject has several sources, `source` says which
+    (its identity, such as "sqs:..."). Between two rows nothing changed, but for gaps of over a minute: then nobody
+    looked. Raises RecordingUnreadable, which names what there is.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file /= FILE_NAME
+    namespace, slash, name = workload.partition("/")
+    if not slash or not namespace or not name:
+        raise RecordingUnreadable(f"workload {quoted(workload)}: expected namespace/name")
+    if not file.is_file():
+        raise RecordingUnreadable(f"recording {quoted(file)} does not exist; expected the service's state folder")
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
+        ) as connection:
+            chosen = _chosen(connection, namespace, name, source)
+            marks = ",".join("?" * len(chosen))
+            for row in connection.execute(
+                "SELECT at, metric_value, waiting, in_flight, arrived_total, completed_total, oldest_age, ready, "  # noqa: S608 - the text holds question marks only
+                f"starting, desired, active, dry_run_desired FROM observation WHERE workload IN ({marks}) ORDER BY id",
+                chosen,
+            ):
+                *values, active, dry_run_desired = row
+                yield Observation(
+                    **dict(zip(_OBSERVED, values, strict=True)), active=bool(active), dry_run_desired=dry_run_desired
+                )
+    except sqlite3.Error as err:
+        raise RecordingUnreadable(f"recording {quoted(file)} can't be read: {err}") from err
+
+
+_OBSERVED: Final = (
+    "at_seconds",
+    "metric_value",
+    "waiting",
+    "in_flight",
+    "arrived_total",
+    "completed_total",
+    "oldest_age_seconds",
+    "ready",
+    "starting",
+    "desired_replicas",
+)
+
+
+def _chosen(connection: sqlite3.Connection, namespace: str, name: str, source: str | None) -> list[int]:
+    """The rows of `workload` that are meant: of one source, under whatever policy it was."""
+    found: dict[str, list[int]] = {}
+    for number, identity in connection.execute(
+        "SELECT id, source FROM workload WHERE namespace=? AND name=? ORDER BY id", (namespace, name)
+    ):
+        found.setdefault(identity, []).append(number)
+    if not found:
+        known = connection.execute("SELECT DISTINCT namespace || '/' || name FROM workload ORDER BY 1 LIMIT 20")
+        names = ", ".join(row[0] for row in known) or "none"
+        raise RecordingUnreadable(f"workload {quoted(f'{namespace}/{name}')} is not recorded; there are: {names}")
+    if source is None and len(found) == 1:
+        return next(iter(found.values()))
+    if source not in found:
+        raise RecordingUnreadable(
+            f"source {quoted(source or '')} of {quoted(f'{namespace}/{name}')}: expected one of {', '.join(found)}"
+        )
+    return found[source]

@@ -1,0 +1,514 @@
+"""What survives a restart, a crash, a damaged file, a full disk's worth of rows; and what a recording tells."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from scaler._generated import externalscaler_pb2 as pb
+from scaler.core.decide import Proposal, Situation
+from scaler.core.model import Decision, Goals, ReplicaView, Sample
+from scaler.errors import RecordingUnreadable
+from scaler.settings import Settings, StateSettings
+from scaler.state import FILE_NAME, Durable, Observation, StateFile, read_recording
+from tests.service.conftest import RunShell, ShellSettings, until
+from tests.service.scripted import World
+from tests.service.test_keda_calls import Keda, settled, trigger
+
+KEY = ("team-a", "llama", "scripted:w/orders", "counting")
+QUICK = StateSettings(commit_seconds=0.02, learned_seconds=0.02)
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A policy that counts its samples and remembers when the last one came."""
+
+    decides_replicas: bool = True
+
+    def problems(self, goals: Goals) -> tuple[tuple[str, str], ...]:  # noqa: ARG002 - the protocol's signature
+        return ()
+
+    def start(self) -> tuple[int, float]:
+        return 0, 0.0
+
+    def propose(self, situation: Situation, state: tuple[int, float]) -> Proposal[tuple[int, float]]:
+        return Proposal(state=(state[0] + 1, situation.now_seconds), active=True, metric_value=1.0, target_value=1.0)
+
+    def dump(self, state: tuple[int, float]) -> Mapping[str, Any]:
+        return {"count": state[0], "at_seconds": state[1]}
+
+    def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> tuple[int, float]:
+        return values["count"], values["at_seconds"] + shift_seconds
+
+
+def decision(desired: int = 3, at: float = 0.0) -> Decision:
+    return Decision(
+        at_seconds=at, active=desired > 0, metric_value=float(desired), target_value=1.0, desired_replicas=desired
+    )
+
+
+def sample(value: float = 7.0, at: float = 0.0) -> Sample:
+    return Sample(at_seconds=at, metric_value=value, active=value > 0, waiting=value, arrived_total=value + 100)
+
+
+class Times:
+    """A process's clock and the wall's."""
+
+    def __init__(self, *, clock: float, wall: float) -> None:
+        self.now, self.wall_now = clock, wall
+
+    def clock(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.wall_now
+
+
+@contextlib.contextmanager
+def opened(folder: Path, settings: StateSettings = QUICK, times: Times | None = None) -> Iterator[StateFile]:
+    """A started state file, and its end."""
+    times = times or Times(clock=50.0, wall=1_000_000.0)
+    state = StateFile(folder, settings, clock=times.clock, wall=times.wall)
+    state.start()
+    try:
+        yield state
+    finally:
+        state.close()
+
+
+def keep(state: StateFile, count: int = 5, key: tuple[str, str, str, str] = KEY, *, desired: int = 3) -> None:
+    state.keep(key, Counting(), decision=decision(desired), state=(count, 40.0), sample=sample(float(count)), view=None)
+
+
+def rows(folder: Path, workload: str = "team-a/llama") -> list[Observation]:
+    return list(read_recording(folder, workload))
+
+
+def test_the_policies_that_learn_can_write_it_down() -> None:
+    assert isinstance(Counting(), Durable)
+
+
+def test_decision_and_state_come_back_with_their_times_translated(tmp_path: Path) -> None:
+    with opened(tmp_path, times=Times(clock=50.0, wall=1_000_000.0)) as state:
+        keep(state)
+    # Ten seconds later, in a process whose clock started at 7.
+    with opened(tmp_path, times=Times(clock=7.0, wall=1_000_010.0)) as state:
+        found = state.restored(KEY, Counting())
+        assert state.restored(KEY, Counting()) is None  # once
+    assert found is not None
+    assert found.decision.at_seconds == pytest.approx(-3.0)
+    assert (found.decision.desired_replicas, found.decision.active, found.decision.held) == (3, True, True)
+    assert (found.decision.metric_value, found.decision.target_value) == (3.0, 1.0)
+    assert found.state[0] == 5
+
+
+def test_a_clock_that_went_back_does_not_put_decisions_into_the_future(tmp_path: Path) -> None:
+    with opened(tmp_path, times=Times(clock=50.0, wall=1_000_000.0)) as state:
+        keep(state)
+    with opened(tmp_path, times=Times(clock=9.0, wall=999_000.0)) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert found.decision.at_seconds == 9.0
+
+
+def test_state_that_an_older_version_wrote_costs_what_was_learned_and_no_more(tmp_path: Path) -> None:
+    with opened(tmp_path) as state:
+        keep(state)
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("UPDATE last SET learned = ?", ('{"other": 1}',))
+    connection.close()
+    with capture_logs() as logs, opened(tmp_path) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert (found.decision.desired_replicas, found.state) == (3, None)
+    assert [log["event"] for log in logs if log["log_level"] == "error"] == ["learned_unreadable"]
+
+
+def _garbage(file: Path) -> None:
+    file.write_bytes(Random(1).randbytes(20_000))
+
+
+def _truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-5000])
+
+
+def _scribbled(file: Path) -> None:
+    whole = bytearray(file.read_bytes())
+    whole[4096:12000] = Random(2).randbytes(12000 - 4096)
+    file.write_bytes(whole)
+
+
+def _foreign(file: Path) -> None:
+    file.unlink()
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    connection.close()
+
+
+def _newer(file: Path) -> None:
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA user_version=99")
+    connection.close()
+
+
+@pytest.mark.parametrize("damage", [_garbage, _truncated, _scribbled, _foreign, _newer])
+def test_a_file_that_is_damaged_or_not_ours_is_set_aside_and_a_new_one_begins(tmp_path: Path, damage: Any) -> None:
+    with opened(tmp_path) as state:
+        for count in range(300):
+            keep(state, count, ("team-a", f"llama-{count}", "s", "p"))
+    damage(tmp_path / FILE_NAME)
+    before = (tmp_path / FILE_NAME).read_bytes()
+    with capture_logs() as logs, opened(tmp_path) as state:
+        assert state.restored(("team-a", "llama-3", "s", "p"), Counting()) is None
+        keep(state, 8)
+    errors = [log for log in logs if log["log_level"] == "error"]
+    assert [log["event"] for log in errors] == ["state_set_aside"]
+    assert (tmp_path / errors[0]["kept_as"]).read_bytes() == before
+    with opened(tmp_path) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert found.state[0] == 8
+
+
+def test_a_file_that_breaks_while_it_is_written_is_set_aside(tmp_path: Path) -> None:
+    with capture_logs() as logs, opened(tmp_path) as state:
+        keep(state, 1)
+        wait(lambda: state.commits > 0)
+        for part in tmp_path.glob(f"{FILE_NAME}*"):
+            part.write_bytes(Random(3).randbytes(max(part.stat().st_size, 9_000)))
+        for count in range(2, 400):
+            keep(state, count)
+            time.sleep(0.002)
+            if any(log["event"] == "state_set_aside" for log in logs):
+                break
+        keep(state, 1000)
+    assert "state_set_aside" in [log["event"] for log in logs]
+    with opened(tmp_path) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert found.state[0] == 1000
+
+
+def wait(condition: Any, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_folder_that_cannot_be_made_is_told_once_and_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    with capture_logs() as logs, opened(tmp_path / "taken" / "state") as state:
+        for count in range(5):
+            keep(state, count)
+            time.sleep(0.05)
+        assert state.restored(KEY, Counting()) is None
+    assert {log["event"] for log in logs} == {"state_unreadable", "state_not_written"}
+    assert len(logs) == 2
+
+
+def test_a_policy_that_cannot_dump_its_state_costs_the_others_nothing(tmp_path: Path) -> None:
+    with capture_logs() as logs, opened(tmp_path) as state:
+        for _ in range(3):
+            state.keep(
+                ("team-a", "bad", "s", "p"), Counting(), decision=decision(), state=7, sample=sample(), view=None
+            )
+            keep(state, 6)
+            time.sleep(0.05)
+    assert [log["event"] for log in logs] == ["learned_not_written"]
+    with opened(tmp_path) as state:
+        good, bad = state.restored(KEY, Counting()), state.restored(("team-a", "bad", "s", "p"), Counting())
+    assert good is not None
+    assert good.state[0] == 6
+    assert bad is not None
+    assert (bad.decision.desired_replicas, bad.state) == (3, None)
+
+
+def test_two_processes_never_write_one_file(tmp_path: Path) -> None:
+    with opened(tmp_path) as first:
+        keep(first, 1, desired=1)
+        wait(lambda: first.commits > 0)
+        with capture_logs() as logs, opened(tmp_path) as second:
+            keep(second, 2, desired=2)
+            wait(lambda: logs)
+            time.sleep(0.1)
+            assert second.commits == 0
+            assert [log["event"] for log in logs if log["log_level"] == "warning"] == ["state_in_use"]
+            first.close()  # the old process of a rolling update ends
+            wait(lambda: second.commits > 0)
+    with opened(tmp_path) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert found.decision.desired_replicas == 2
+
+
+def test_what_nothing_changes_on_is_written_once_a_minute(tmp_path: Path) -> None:
+    times = Times(clock=50.0, wall=1_000_000.0)
+    with opened(tmp_path, times=times) as state:
+        for _ in range(600):
+            keep(state, 1)
+            times.wall_now += 1.0
+        keep(state, 2)
+    assert [row.at_seconds for row in rows(tmp_path)] == [1_000_000.0 + 60 * minute for minute in range(11)]
+
+
+def test_more_observations_than_may_wait_are_dropped_and_counted(tmp_path: Path) -> None:
+    with opened(tmp_path, StateSettings(commit_seconds=3600.0, queue_observations=10)) as state:
+        for count in range(25):
+            keep(state, count)
+        assert (state.waiting, state.dropped) == (10, 15)
+    with opened(tmp_path) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert found.state[0] == 24  # the newest decision is never among what is dropped
+
+
+def test_the_file_stays_within_its_size_and_keeps_the_newest(tmp_path: Path) -> None:
+    times = Times(clock=50.0, wall=1_000_000.0)
+    settings = StateSettings(commit_seconds=0.02, max_megabytes=2, queue_observations=200_000)
+    with opened(tmp_path, settings, times) as state:
+        for count in range(80_000):
+            times.wall_now += 1.0
+            keep(state, count)
+        wait(lambda: state.waiting == 0)
+        wait(lambda: count_of(tmp_path) < 60_000, seconds=40)
+    assert sum(part.stat().st_size for part in tmp_path.iterdir()) < 3 * 2**20
+    kept = rows(tmp_path)
+    assert kept[-1].waiting == 79_999
+    assert 5_000 < len(kept) < 60_000
+    assert [row.waiting for row in kept] == list(range(80_000 - len(kept), 80_000))
+
+
+def test_what_is_older_than_the_limit_goes(tmp_path: Path) -> None:
+    times = Times(clock=50.0, wall=1_000_000.0)
+    with opened(tmp_path, times=times) as state:
+        keep(state, 1)
+        keep(state, 1, ("team-b", "gone", "s", "p"))
+    times.wall_now += 31 * 86_400
+    with opened(tmp_path, times=times) as state:
+        assert state.restored(KEY, Counting()) is None
+        keep(state, 2)
+        wait(lambda: [row.waiting for row in rows(tmp_path)] == [2.0])
+        wait(lambda: names(tmp_path) == [("llama",)])
+
+
+def count_of(folder: Path) -> int:
+    with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as connection:
+        return int(connection.execute("SELECT count(*) FROM observation").fetchone()[0])
+
+
+def names(folder: Path) -> list[tuple[str]]:
+    with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as connection:
+        return connection.execute("SELECT name FROM workload ORDER BY name").fetchall()
+
+
+# --- the recording ---
+
+
+def test_a_recording_tells_what_was_read_and_answered(tmp_path: Path) -> None:
+    view = ReplicaView(at_seconds=0.0, ready=2, starting_at_seconds=(1.0,))
+    read = Sample(
+        at_seconds=0.0,
+        metric_value=9.0,
+        active=True,
+        waiting=8.0,
+        in_flight=1.0,
+        arrived_total=100.0,
+        completed_total=91.0,
+        oldest_age_seconds=4.0,
+    )
+    with opened(tmp_path) as state:
+        state.keep(KEY, Counting(), decision=decision(4), state=None, sample=read, view=view, dry_run_desired=2)
+        keep(state, 3, ("team-a", "other", "s", "p"))
+        wait(lambda: state.commits > 0)
+        while_written = rows(tmp_path)
+    assert while_written == rows(tmp_path / FILE_NAME)
+    assert while_written == [
+        Observation(
+            at_seconds=1_000_000.0,
+            metric_value=9.0,
+            waiting=8.0,
+            in_flight=1.0,
+            arrived_total=100.0,
+            completed_total=91.0,
+            oldest_age_seconds=4.0,
+            ready=2,
+            starting=1,
+            desired_replicas=4,
+            active=True,
+            dry_run_desired=2,
+        )
+    ]
+
+
+def test_a_recording_of_several_sources_asks_which_and_of_several_policies_does_not(tmp_path: Path) -> None:
+    with opened(tmp_path) as state:
+        keep(state, 1, ("team-a", "llama", "sqs:orders", "target"))
+        keep(state, 2, ("team-a", "llama", "sqs:orders", "slo"))
+    assert [row.waiting for row in rows(tmp_path)] == [1.0, 2.0]
+    with opened(tmp_path) as state:
+        keep(state, 3, ("team-a", "llama", "sqs:mails", "slo"))
+    with pytest.raises(RecordingUnreadable, match=r"expected one of sqs:orders, sqs:mails"):
+        rows(tmp_path)
+    assert [row.waiting for row in read_recording(tmp_path, "team-a/llama", source="sqs:mails")] == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("workload", "message"),
+    [("llama", "expected namespace/name"), ("team-a/none", "there are: team-a/llama")],
+)
+def test_what_a_recording_lacks_is_named(tmp_path: Path, workload: str, message: str) -> None:
+    with opened(tmp_path) as state:
+        keep(state)
+    with pytest.raises(RecordingUnreadable, match=message):
+        rows(tmp_path, workload)
+
+
+def test_a_recording_that_is_none_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RecordingUnreadable, match="does not exist"):
+        rows(tmp_path)
+    (tmp_path / FILE_NAME).write_text("no database" * 100)
+    with pytest.raises(RecordingUnreadable, match="can't be read"):
+        rows(tmp_path)
+
+
+# --- crashes ---
+
+_WRITER = """
+import sys, time
+from pathlib import Path
+from scaler.settings import StateSettings
+from scaler.state import StateFile
+from tests.service.test_state import KEY, Counting, decision, sample
+state = StateFile(Path(sys.argv[1]), StateSettings(commit_seconds=0.05, learned_seconds=0.05, max_megabytes=1))
+state.start()
+count = 0
+while True:
+    count += 1
+    for number in range(50):
+        state.keep((*KEY[:1], f"w{number}", *KEY[2:]), Counting(), decision=decision(count % 7 + 1),
+                   state=(count, time.time()), sample=sample(float(count)), view=None)
+    print(count, flush=True)
+    time.sleep(0.002)
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_kill_at_any_moment_loses_the_last_moments_and_never_the_file(tmp_path: Path, seed: int) -> None:
+    for round_number in range(2):
+        child = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, tmp_path],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(Random(10 * seed + round_number).uniform(0.3, 1.0))
+        child.send_signal(signal.SIGKILL)
+        said = int(child.stdout.read().splitlines()[-1])
+        child.wait()
+        child.stdout.close()
+        with capture_logs() as logs, opened(tmp_path, times=Times(clock=0.0, wall=time.time())) as state:
+            found = state.restored((*KEY[:1], "w7", *KEY[2:]), Counting())
+        assert [log["event"] for log in logs] == ["state_restored"]
+        assert found is not None
+        assert said - 400 < found.state[0] <= said + 1  # 0.05 s a commit, 0.002 s a round, and a slow machine
+        assert found.decision.at_seconds > -5.0
+
+
+# --- the service ---
+
+
+def kept_in(folder: Path) -> ShellSettings:
+    return ShellSettings(whole=Settings(state_folder=str(folder), state=StateSettings(commit_seconds=0.05)))
+
+
+async def test_a_restarted_service_holds_its_last_decision_while_the_source_is_away(
+    shell: RunShell, world: World, tmp_path: Path
+) -> None:
+    world.answers["orders"] = 12.0
+    async with shell(kept_in(tmp_path)) as running:
+        assert await Keda(running, pb, trigger()).poll() == (12.0, 5.0, True)
+    world.answers["orders"] = ConnectionResetError("the broker is away")
+    async with shell(kept_in(tmp_path)) as running:
+        keda = Keda(running, pb, trigger())
+        assert await keda.poll() == (12.0, 5.0, True)
+        assert (await keda.stream().read()).result is True
+    world.answers["orders"] = 3.0
+    async with shell(kept_in(tmp_path)) as running:
+        keda = Keda(running, pb, trigger())
+        assert await keda.poll() == (3.0, 5.0, True)  # what is read counts more than what was
+
+
+async def test_a_restarted_service_waits_for_its_first_reading_before_it_repeats_an_old_answer(
+    shell: RunShell, world: World, tmp_path: Path
+) -> None:
+    world.answers["orders"] = 0.0
+    async with shell(kept_in(tmp_path)) as running:
+        assert await Keda(running, pb, trigger()).poll() == (0.0, 5.0, False)
+    world.answers["orders"] = 9.0
+    async with shell(kept_in(tmp_path)) as running:
+        assert await Keda(running, pb, trigger()).active() is True
+
+
+async def test_an_old_decision_is_held_no_longer_than_hold_seconds(
+    shell: RunShell, world: World, tmp_path: Path
+) -> None:
+    world.answers["orders"] = 12.0
+    async with shell(kept_in(tmp_path)) as running:
+        await Keda(running, pb, trigger()).poll()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection, connection:
+        connection.execute("UPDATE last SET at = at - 125")
+    world.answers["orders"] = ConnectionResetError("the broker is away")
+    async with shell(kept_in(tmp_path)) as running:
+        keda = Keda(running, pb, trigger())
+        name = (await keda.spec()).metricName
+        with pytest.raises(Exception, match="UNAVAILABLE"):
+            await keda.metrics(name)
+        assert await keda.active()
+
+
+async def test_no_secret_and_no_metadata_reaches_the_folder(shell: RunShell, world: World, tmp_path: Path) -> None:
+    world.answers["orders"] = 12.0
+    async with shell(kept_in(tmp_path)) as running:
+        await settled(Keda(running, pb, trigger(password="hunter2-hunter2")), (12.0, 5.0, True))
+    parts = [part for part in tmp_path.iterdir() if part.is_file()]  # noqa: ASYNC240 - a few names
+    assert {part.name for part in parts} >= {FILE_NAME}
+    for part in parts:
+        assert b"hunter2" not in part.read_bytes()
+        assert b"scalerAddress" not in part.read_bytes()
+    assert (tmp_path / FILE_NAME).stat().st_mode & 0o077 == 0
+
+
+async def test_the_service_writes_a_recording_that_can_be_read_meanwhile(
+    shell: RunShell, world: World, tmp_path: Path
+) -> None:
+    world.answers["orders"] = 1.0
+    async with shell(kept_in(tmp_path)) as running:
+        keda = Keda(running, pb, trigger(sampleSeconds="0.2"))
+        for value in (1.0, 2.0, 3.0):
+            world.answers["orders"] = value
+            await settled(keda, (value, 5.0, True))
+        await until(lambda: (tmp_path / FILE_NAME).exists() and _values(tmp_path) == [1.0, 2.0, 3.0])
+    observed = rows(tmp_path)[0]
+    assert abs(observed.at_seconds - time.time()) < 60
+
+
+def _values(folder: Path) -> list[float]:
+    try:
+        return [row.metric_value for row in rows(folder)]
+    except RecordingUnreadable:
+        return []
