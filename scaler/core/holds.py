@@ -10,7 +10,9 @@ over its own gaps. Before there are gaps it is the break-even itself, which neve
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 GROUPS = 8
 BINS = 15  # of gaps: up to 5 s, 10 s, 20 s, ... 11 hours, longer
@@ -104,9 +106,15 @@ def timeouts_of(gaps: tuple[tuple[float, ...], ...], letting_go: tuple[float, ..
     return tuple(timeouts)
 
 
-def shifted(known: Holds, shift_seconds: float) -> Holds:
-    """With every moment moved, where the clock started anew."""
-    return replace(known, used=tuple((level, at_seconds + shift_seconds) for level, at_seconds in known.used))
+def reloaded(values: Mapping[str, Any], shift_seconds: float) -> Holds:
+    """From the values of a file, with every moment moved, where the clock started anew."""
+    gaps = tuple(tuple(float(count) for count in row) for row in values["gaps"])
+    if [len(row) for row in gaps] != [BINS] * GROUPS:  # of another version: gaps are learned anew
+        gaps = NOTHING_HELD.gaps
+    return Holds(
+        used=tuple((int(level), float(at_seconds) + shift_seconds) for level, at_seconds in values["used"]),
+        gaps=gaps,
+    )
 
 
 def _counted(

@@ -21,12 +21,14 @@ The price is in GPU-seconds, so what a GPU-second costs cancels out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Any
 
 from scaler.core.decide import Proposal, Situation
-from scaler.core.estimate import NOTHING_KNOWN, Estimates, updated
-from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use
+from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, updated
+from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use, reloaded
 from scaler.core.model import Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import remaining_seconds
 from scaler.core.warm_pool import warm_hint
@@ -72,6 +74,22 @@ class Slo:
     def start(self) -> SloState:
         """Nothing is known."""
         return SloState()
+
+    def dump(self, state: SloState) -> dict[str, Any]:
+        """As plain values, for a file."""
+        return {
+            "estimates": dumped(state.estimates),
+            "holds": asdict(state.holds),
+            "asked_at_seconds": state.asked_at_seconds,
+        }
+
+    def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> SloState:
+        """From `dump`; `shift_seconds` is added to every moment, where the clock started anew."""
+        return SloState(
+            loaded(values["estimates"], shift_seconds=shift_seconds),
+            reloaded(values["holds"], shift_seconds),
+            tuple(at_seconds + shift_seconds for at_seconds in values["asked_at_seconds"]),
+        )
 
     def propose(self, situation: Situation, state: SloState) -> Proposal[SloState]:
         """What deadlines need, and what is worth keeping."""

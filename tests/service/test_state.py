@@ -283,9 +283,10 @@ def test_the_file_stays_within_its_size_and_keeps_the_newest(tmp_path: Path) -> 
         for count in range(80_000):
             times.wall_now += 1.0
             keep(state, count)
-        wait(lambda: state.waiting == 0)
-        wait(lambda: count_of(tmp_path) < 60_000, seconds=40)
-    assert sum(part.stat().st_size for part in tmp_path.iterdir()) < 3 * 2**20
+        wait(lambda: number(tmp_path, "SELECT max(waiting) FROM observation") == 79_999, seconds=40)
+        wait(lambda: number(tmp_path, "PRAGMA page_count") * 4096 < 3 * 2**20)  # space is given back in portions
+    sizes = {part.name: part.stat().st_size for part in tmp_path.iterdir()}
+    assert sum(sizes.values()) < 3 * 2**20, sizes
     kept = rows(tmp_path)
     assert kept[-1].waiting == 79_999
     assert 5_000 < len(kept) < 60_000
@@ -305,9 +306,9 @@ def test_what_is_older_than_the_limit_goes(tmp_path: Path) -> None:
         wait(lambda: names(tmp_path) == [("llama",)])
 
 
-def count_of(folder: Path) -> int:
+def number(folder: Path, query: str) -> int:
     with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as connection:
-        return int(connection.execute("SELECT count(*) FROM observation").fetchone()[0])
+        return int(connection.execute(query).fetchone()[0])
 
 
 def names(folder: Path) -> list[tuple[str]]:
@@ -406,7 +407,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_kill_at_any_moment_loses_the_last_moments_and_never_the_file(tmp_path: Path, seed: int) -> None:
     for round_number in range(2):
         child = subprocess.Popen(

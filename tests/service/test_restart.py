@@ -1,0 +1,191 @@
+"""kill -9 under load and a new process, over a real queue: no answer is below what is known or can't be known.
+
+With the state folder the last decision and what `slo` learned are there again; without it, and with nobody who
+reports replicas, nothing is let go for one cold start and holdSeconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import grpc
+import pytest
+
+from scaler._generated import externalscaler_pb2 as pb
+from scaler._generated import externalscaler_pb2_grpc as pb_grpc
+from tests.service.conftest import until
+from tests.service.test_process import LISTEN, Process, serving
+from tests.services import SQS, unique
+
+COLD_START_SECONDS, HOLD_SECONDS = 6.0, 9.0
+MESSAGES = 40
+
+
+class Queue:
+    """A real queue, with messages in it and a number of them in flight."""
+
+    def __init__(self, sqs: SQS) -> None:
+        self.name = unique("restart")
+        self._client: Any = boto3.client(
+            "sqs",
+            endpoint_url=sqs.endpoint_url,
+            region_name=sqs.region,
+            aws_access_key_id=sqs.access_key_id,
+            aws_secret_access_key=sqs.secret_access_key,
+        )
+        self._url = self._client.create_queue(QueueName=self.name, Attributes={"VisibilityTimeout": "3600"})["QueueUrl"]
+        self._taken: list[str] = []
+
+    def send(self, messages: int) -> None:
+        for start in range(0, messages, 10):
+            entries = [{"Id": str(i), "MessageBody": "work"} for i in range(min(10, messages - start))]
+            self._client.send_message_batch(QueueUrl=self._url, Entries=entries)
+
+    def take(self, messages: int) -> None:
+        """Begin work on so many."""
+        while messages > 0:
+            answer = self._client.receive_message(QueueUrl=self._url, MaxNumberOfMessages=min(10, messages))
+            self._taken.extend(message["ReceiptHandle"] for message in answer["Messages"])
+            messages -= len(answer["Messages"])
+
+    def finish(self) -> None:
+        """End the work on all."""
+        for handle in self._taken:
+            self._client.delete_message(QueueUrl=self._url, ReceiptHandle=handle)
+        self._taken.clear()
+
+    def delete(self) -> None:
+        """It can't be read any more."""
+        self._client.delete_queue(QueueUrl=self._url)
+
+
+def ref(sqs: SQS, queue: Queue) -> pb.ScaledObjectRef:
+    return pb.ScaledObjectRef(
+        namespace="team-a",
+        name="llama",
+        scalerMetadata={
+            "source": "sqs",
+            "queueURL": queue.name,
+            "awsRegion": sqs.region,
+            "awsEndpoint": sqs.endpoint_url,
+            "awsAccessKeyID": sqs.access_key_id,
+            "awsSecretAccessKey": sqs.secret_access_key,
+            "waitSeconds": "10",
+            "serviceSeconds": "20",
+            "coldStartSeconds": f"{COLD_START_SECONDS:g}",
+            "holdSeconds": f"{HOLD_SECONDS:g}",
+            "sampleSeconds": "0.3",
+            "confirmations": "1",
+        },
+    )
+
+
+class Polls:
+    """KEDA's calls to one process."""
+
+    def __init__(self, channel: grpc.aio.Channel, wanted: pb.ScaledObjectRef) -> None:
+        stub: Any = pb_grpc.ExternalScalerStub  # generated without types
+        self._stub = stub(channel)
+        self._wanted = wanted
+
+    async def desired(self) -> int:
+        """The replicas that the HPA would make of the answer; the target is 1."""
+        spec = (await self._stub.GetMetricSpec(self._wanted, timeout=10)).metricSpecs[0]
+        assert spec.targetSizeFloat == 1.0
+        request = pb.GetMetricsRequest(scaledObjectRef=self._wanted, metricName=spec.metricName)
+        value = (await self._stub.GetMetrics(request, timeout=10)).metricValues[0].metricValueFloat
+        active = (await self._stub.IsActive(self._wanted, timeout=10)).result
+        assert active == (value >= 1)
+        return round(float(value))
+
+    async def settled(self, at_least: int) -> int:
+        """The answer, once it is there and at least so much."""
+        answers: list[int] = []
+
+        async def there() -> bool:
+            try:
+                answers.append(await self.desired())
+            except grpc.aio.AioRpcError as err:
+                assert err.code() == grpc.StatusCode.UNAVAILABLE, err.details()  # noqa: PT017 - others are failures
+                return False
+            return answers[-1] >= at_least
+
+        await until(there, seconds=30)
+        return answers[-1]
+
+
+@contextlib.asynccontextmanager
+async def started(folder: Path, state: Path | None, wanted: pb.ScaledObjectRef) -> AsyncIterator[tuple[Process, Polls]]:
+    """One process, and KEDA's calls to it."""
+    (folder / "ready.json").unlink(missing_ok=True)
+    settings: dict[str, Any] = {"server": LISTEN}
+    if state is not None:
+        settings["stateFolder"] = str(state)
+    async with (
+        serving(folder, settings, "--local", "--json") as process,
+        grpc.aio.insecure_channel(process.serving["grpc"]) as channel,
+    ):
+        yield process, Polls(channel, wanted)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["with its state", "without state"])
+async def test_killed_under_load_and_started_again_no_answer_is_too_low(tmp_path: Path, sqs: SQS, kept: bool) -> None:
+    queue = await asyncio.to_thread(Queue, sqs)
+    await asyncio.to_thread(queue.send, MESSAGES)
+    wanted = ref(sqs, queue)
+    state = tmp_path / "state" if kept else None
+    async with started(tmp_path, state, wanted) as (process, polls):
+        await polls.settled(4)
+        await asyncio.to_thread(queue.take, MESSAGES)  # all are worked on: nothing waits any more
+        await asyncio.sleep(2.5)  # more than commitSeconds
+        assert await polls.desired() >= MESSAGES
+        process.child.send_signal(signal.SIGKILL)
+        process.child.wait()
+    async with started(tmp_path, state, wanted) as (_, polls):
+        # What KEDA hears first and from then on. With its state, `slo` knows what it may let go, and work in flight
+        # keeps its replicas; without, the peak stands though demand falls to nothing.
+        loop = asyncio.get_running_loop()
+        until_at = loop.time() + (3.0 if kept else COLD_START_SECONDS + HOLD_SECONDS - 2.0)
+        first = await polls.settled(0)
+        assert first >= MESSAGES
+        if not kept:
+            await asyncio.to_thread(queue.finish)
+        while loop.time() < until_at:
+            assert await polls.desired() >= (MESSAGES if kept else first)
+            await asyncio.sleep(0.3)
+
+
+async def test_without_state_the_peak_is_let_go_in_the_end(tmp_path: Path, sqs: SQS) -> None:
+    queue = await asyncio.to_thread(Queue, sqs)
+    await asyncio.to_thread(queue.send, MESSAGES)
+    async with started(tmp_path, None, ref(sqs, queue)) as (_, polls):
+        first = await polls.settled(4)
+        await asyncio.to_thread(queue.take, MESSAGES)
+        await asyncio.to_thread(queue.finish)
+
+        async def lower() -> bool:
+            return await polls.desired() < first
+
+        await until(lower, seconds=90)
+
+
+async def test_with_its_state_a_new_process_answers_while_the_queue_cannot_be_read(tmp_path: Path, sqs: SQS) -> None:
+    queue = await asyncio.to_thread(Queue, sqs)
+    await asyncio.to_thread(queue.send, MESSAGES)
+    wanted = ref(sqs, queue)
+    wanted.scalerMetadata["holdSeconds"] = "120"
+    async with started(tmp_path, tmp_path / "state", wanted) as (process, polls):
+        await polls.settled(4)
+        await asyncio.sleep(2.5)  # more than commitSeconds
+        before = await polls.desired()
+        process.child.send_signal(signal.SIGKILL)
+        process.child.wait()
+    await asyncio.to_thread(queue.delete)
+    async with started(tmp_path, tmp_path / "state", wanted) as (_, polls):
+        assert await polls.desired() == before
