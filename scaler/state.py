@@ -416,7 +416,8 @@ class StateFile:
                     (_PRUNED_AT_ONCE,),
                 )
                 self._prune_in = 0  # and again at the next commit, until it fits
-        connection.execute("PRAGMA incremental_vacuum(2000)").fetchall()
+        # A script, since `execute` stops after one page.
+        connection.executescript("PRAGMA incremental_vacuum(2000);")
 
     # --- the file itself ---
 

@@ -202,7 +202,7 @@ def test_a_file_that_breaks_while_it_is_written_is_set_aside(tmp_path: Path) -> 
     assert found.state[0] == 1000
 
 
-def wait(condition: Any, seconds: float = 10.0) -> None:
+def wait(condition: Any, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -289,7 +289,7 @@ def test_the_file_stays_within_its_size_and_keeps_the_newest(tmp_path: Path) -> 
     assert sum(sizes.values()) < 3 * 2**20, sizes
     kept = rows(tmp_path)
     assert kept[-1].waiting == 79_999
-    assert 5_000 < len(kept) < 60_000
+    assert 5_000 < len(kept) <= 60_000
     assert [row.waiting for row in kept] == list(range(80_000 - len(kept), 80_000))
 
 
@@ -302,7 +302,7 @@ def test_what_is_older_than_the_limit_goes(tmp_path: Path) -> None:
     with opened(tmp_path, times=times) as state:
         assert state.restored(KEY, Counting()) is None
         keep(state, 2)
-        wait(lambda: [row.waiting for row in rows(tmp_path)] == [2.0])
+        wait(lambda: _values(tmp_path) == [2.0])
         wait(lambda: names(tmp_path) == [("llama",)])
 
 
