@@ -29,6 +29,7 @@ from tests.services.process import (
     ServiceUnavailableError,
     accepts_connections,
     free_port,
+    has_ended,
     wait_until,
 )
 from tests.services.prometheus import start_prometheus
@@ -149,9 +150,7 @@ def _end(pid: int, created: float) -> None:
         if abs(process.create_time() - created) < 1:
             os.killpg(pid, signal.SIGKILL)
             # not process.wait(): it also waits for its new parent to fetch the exit status
-            wait_until(
-                lambda: process.status() == psutil.STATUS_ZOMBIE, what=f"end of {pid}", timeout_seconds=STOP_SECONDS
-            )
+            wait_until(lambda: has_ended(process), what=f"end of {pid}", timeout_seconds=STOP_SECONDS)
 
 
 def env() -> None:

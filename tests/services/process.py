@@ -26,6 +26,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -86,6 +88,14 @@ def wait_until(ready: Callable[[], bool], *, what: str, timeout_seconds: float, 
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not after {timeout_seconds:g} s")
         time.sleep(every_seconds)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Tell whether a process has ended, be it that its parent has not yet fetched its exit status."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 # The watchdog reads lines "+PID", "-PID", "+FOLDER", "-FOLDER" until its parent is gone.
@@ -264,6 +274,7 @@ class ServerProcess:
         if process is None:
             return
         if process.poll() is None:
+            family = psutil.Process(process.pid).children(recursive=True)  # the Erlang VM is a child of its script
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
                 os.killpg(process.pid, signal.SIGCONT)  # a paused server could not see SIGTERM
@@ -273,7 +284,10 @@ class ServerProcess:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        with contextlib.suppress(ProcessLookupError):  # its children, where it had some
+            deadline = time.monotonic() + timeout_seconds
+            while any(not has_ended(child) for child in family) and time.monotonic() < deadline:
+                time.sleep(0.02)  # else its ports may still be open
+        with contextlib.suppress(ProcessLookupError):  # what did not go in time
             os.killpg(process.pid, signal.SIGKILL)
         if not self._outlives_us:
             _watchdog().tell(f"-{process.pid}")
