@@ -80,6 +80,11 @@ results: $(VENV)/.test ## the policies against tuned KEDA (docs/results.md; resu
 	$(BIN)/python -m tests.bench $(ARGS) > build/bench.json
 	cp build/bench.json docs/results/bench.json
 
+.PHONY: results-small
+results-small: $(VENV)/.test ## a part of the matrix, about ten minutes, into build/results-small
+	mkdir -p build/results-small
+	$(BIN)/pilotlight backtest matrix --small --out build/results-small/runs --docs build/results-small
+
 # Universal locks with hashes, for Python 3.11 and newer on every platform. They name no package index, so that pip takes
 # the one that is set up on the machine.
 COMPILE := build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
