@@ -19,6 +19,10 @@ from tests.sources.rabbitmq.support import config_of, opened, outcome, sampled
 pytestmark = pytest.mark.timeout(300)  # a broker takes 6 s to start, and a minute on a machine that is busy
 
 
+# Erlang's disk log holds writes back for up to 2 s: a broker killed sooner forgets a durable queue.
+FLUSH_SECONDS = 3.0
+
+
 @pytest.fixture(scope="module")
 def broker() -> Iterator[RabbitMQBroker]:
     """A broker of this module's own, to break."""
@@ -50,6 +54,7 @@ async def test_a_crash_is_unavailable_never_zero_and_the_return_is_found(
     async with opened(config) as client:
         await until(lambda: outcome(client, config), lambda found: isinstance(found, Reading))
         await until(lambda: sampled(client, config), lambda sample: sample.waiting == 3)
+        await asyncio.sleep(FLUSH_SECONDS)
         await asyncio.to_thread(broker.kill)
         with caplog.at_level(logging.WARNING):
             for _ in range(5):
