@@ -173,6 +173,24 @@ async def test_the_proxy_hangs_goes_on_cuts_and_refuses(prometheus: Prometheus) 
         assert b"200 OK" in await ask()
 
 
+async def test_a_proxy_that_holds_pieces_ends_at_once(
+    prometheus: Prometheus,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = asyncio.all_tasks()
+    async with tcp_proxy(prometheus.host, prometheus.port) as proxy:
+        proxy.delay_seconds = 60.0
+        _, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        writer.write(b"GET /-/ready HTTP/1.0\r\n\r\n")
+        async with asyncio.timeout(10):
+            while not proxy.open_connections:  # noqa: ASYNC110 -- the proxy has no event for it
+                await asyncio.sleep(0.01)
+            await proxy.refuse()
+        writer.close()
+    assert asyncio.all_tasks() == before
+    assert not caplog.records
+
+
 def test_the_token_server_knows_its_clients() -> None:
     issuer = TokenIssuer(audience="kafka")
     with serve_tokens(issuer, clients={"svc": "right"}) as server:

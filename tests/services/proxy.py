@@ -41,6 +41,8 @@ class TcpProxy:
         self._flowing.set()
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
 
     @property
     def address(self) -> str:
@@ -76,10 +78,19 @@ class TcpProxy:
         if server is not None:
             server.close()
             self.cut()
-            self._flowing.set()  # lets held pieces end
             await server.wait_closed()
+            # None may be left for the loop's end to cancel: asyncio logs a cancelled handler as an error. Those that
+            # are still connecting to the server come to the set of pumps later.
+            while self._serving:
+                for pump in self._pumps:
+                    pump.cancel()
+                await asyncio.wait(self._serving, timeout=0.1)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         self.accepted += 1
         self._open.add(writer)
         try:
@@ -92,8 +103,10 @@ class TcpProxy:
         self._open.add(target_writer)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._forward(reader, target_writer))
-                group.create_task(self._forward(target_reader, writer))
+                for source, sink in ((reader, target_writer), (target_reader, writer)):
+                    pump = group.create_task(self._forward(source, sink))
+                    self._pumps.add(pump)
+                    pump.add_done_callback(self._pumps.discard)
         finally:
             for end in (writer, target_writer):
                 self._open.discard(end)
