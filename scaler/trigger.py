@@ -255,9 +255,8 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
     if values.problems or policy is None:
         raise TriggerInvalid(tuple(values.problems), subject=subject)
     if refusal is None:
-        given = [parameter for parameter in parameters if any(raw.get(key, "").strip() for key in parameter.keys)]
         if connection is None:
-            refusal = _metadata_refusal(given, namespace, settings)
+            refusal = _metadata_refusal(parameters, raw, namespace, settings)
         else:
             refusal = _connection_refusal(source.resources(config), connection)
     warnings = (*_retired(parameters, raw), *source.warnings(config))
@@ -433,13 +432,21 @@ def _goals(values: Values) -> Goals:
     )
 
 
-def _metadata_refusal(given: list[Parameter], namespace: str, settings: Settings) -> PilotlightError | None:
+def _metadata_refusal(
+    parameters: tuple[Parameter, ...], raw: Mapping[str, str], namespace: str, settings: Settings
+) -> PilotlightError | None:
     """Why this namespace may not say in metadata what it said, or None."""
     rights = settings.rights(namespace)
-    for parameter in given:
-        if parameter.belongs is Belongs.TRIGGER:
+    for parameter in parameters:
+        said = next((raw[key] for key in parameter.keys if raw.get(key, "").strip()), None)
+        if said is None or parameter.belongs is Belongs.TRIGGER:
             continue
-        allowed = rights.metadata_endpoints if parameter.belongs is Belongs.ENDPOINT else rights.metadata_credentials
+        allowed = rights.metadata_endpoints
+        # A URL may carry user and password (RabbitMQ's host): then it is a credential, too.
+        if parameter.belongs is not Belongs.ENDPOINT:
+            allowed = rights.metadata_credentials
+        elif "@" in said:
+            allowed = allowed and rights.metadata_credentials
         if not allowed:
             return NamespaceDenied(
                 f"namespace {quoted(namespace)} may not set {parameter.name} in metadata; name a `connection`, or "

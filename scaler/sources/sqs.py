@@ -427,7 +427,11 @@ def _bounded_session_class(limit_bytes: int) -> type[Any]:
         async def send(self, request: Any) -> Any:
             request.stream_output = True  # leave the body to us
             response = await super().send(request)
-            body = await read_bounded(response.raw.content, limit_bytes, what="AWS endpoint")
+            try:
+                body = await read_bounded(response.raw.content, limit_bytes, what="AWS endpoint")
+            except BaseException:
+                response.raw.close()  # what is left unread would keep the connection
+                raise
             response._content = body or b""  # noqa: SLF001 - what its `content` answers once it is set
             return response
 
