@@ -37,7 +37,7 @@ from scaler.errors import (
 )
 from scaler.settings import Settings
 from scaler.state import Key, Restored
-from scaler.telemetry import Telemetry, WorkloadFacts
+from scaler.telemetry import DryRun, Telemetry, WorkloadFacts
 from scaler.trigger import Trigger, parse_trigger
 
 # A sibling that is called this much later than a workload has taken its place. KEDA calls the triggers of one
@@ -56,6 +56,8 @@ _OVERFLOW_KEPT = 1024
 _PAST_KEPT = 20_000
 _GOALS_KEPT = 4096
 _SWEEP_SECONDS = 5.0
+# What a dry run would have cost is logged this often.
+_DRY_RUN_TOLD_SECONDS = 3600.0
 # How long a cold start may take where neither the trigger nor anything learned tells (core/estimate.py's first guess).
 _COLD_START_FIRST_SECONDS = 60.0
 # Workloads looked at before others get their turn.
@@ -141,7 +143,7 @@ class Stream:
 class ScaledObject:
     """What belongs to a (namespace, name): its workloads, and the replicas of its target if anyone sees them."""
 
-    __slots__ = ("name", "namespace", "view", "view_until", "workloads")
+    __slots__ = ("joint", "joint_of", "name", "namespace", "view", "view_until", "workloads")
 
     def __init__(self, namespace: str, name: str) -> None:
         self.namespace = namespace
@@ -149,10 +151,26 @@ class ScaledObject:
         self.view: ReplicaView | None = None
         self.view_until = -math.inf
         self.workloads: list[Workload] = []
+        # What its `slo` triggers, which are sized together, remember together; and which triggers these were.
+        self.joint: Memory[Any] | None = None
+        self.joint_of: frozenset[Digest] = frozenset()
 
     def view_at(self, now: float) -> ReplicaView | None:
         """The replicas as last reported, while that is believed."""
         return self.view if now <= self.view_until else None
+
+
+class _Watched:
+    """A policy that decides, and is not asked: what it remembers, and what it would have cost."""
+
+    __slots__ = ("answered_gpu_seconds", "at", "gpu_seconds", "memory", "told_at")
+
+    def __init__(self, memory: Memory[Any]) -> None:
+        self.memory = memory
+        self.at: float | None = None
+        self.told_at = -math.inf
+        self.gpu_seconds = 0.0
+        self.answered_gpu_seconds = 0.0
 
 
 class Workload:
@@ -164,6 +182,7 @@ class Workload:
         "called_at",
         "cold_starts",
         "digest",
+        "dry_run",
         "error",
         "failing_since",
         "good_until",
@@ -202,6 +221,7 @@ class Workload:
         # Until when `slo`, which knows nothing yet, answers no less than `peak`, the most that it asked for so far.
         self.blank_until = -math.inf
         self.peak = 0
+        self.dry_run = None if trigger.dry_run is None else _Watched(Memory(state=trigger.dry_run.start()))
         self.streams: list[Stream] | None = None
         self.waiters: list[asyncio.Future[None]] | None = None
         self.superseded = False
@@ -231,7 +251,16 @@ class Workload:
             policy=trigger.policy_name,
             failing=self.error is not None,
             last=self.memory.last,
+            dry_run=self.watched,
         )
+
+    @property
+    def watched(self) -> DryRun | None:
+        """What `slo` would have done, where the trigger says dryRun."""
+        dry_run = self.dry_run
+        if dry_run is None or dry_run.memory.last is None:
+            return None
+        return DryRun(dry_run.memory.last.desired_replicas, dry_run.gpu_seconds, dry_run.answered_gpu_seconds)
 
     @property
     def target_value(self) -> float:
@@ -502,11 +531,17 @@ class Evaluator:
         if view is not None and view.cold_starts_seconds != workload.cold_starts:
             view = _with_cold_starts(view, workload.cold_starts)
         before = workload.memory.last
+        together: list[Workload] = []
+        if len(workload.scaled_object.workloads) > 1 and _is_sized(workload):
+            together = _sized_with(workload)
         try:
             sample = _sample(trigger, outcome, view, now)
-            decision, memory = decide(
-                trigger.policy, trigger.goals, workload.memory, sample=sample, view=view, now_seconds=now
-            )
+            if together:
+                decision, memory = _decided_together(workload, together, sample, view, now)
+            else:
+                decision, memory = decide(
+                    trigger.policy, trigger.goals, workload.memory, sample=sample, view=view, now_seconds=now
+                )
         except SourceError as err:
             self._failed(workload, err, now)
             return
@@ -520,9 +555,20 @@ class Evaluator:
             return
         if now <= workload.blank_until:
             decision, memory = _not_below_peak(workload, decision, memory, view)
+        if together or workload.scaled_object.joint is not None:
+            workload.scaled_object.joint = memory if together else None
+        dry_run_desired = None
+        if workload.dry_run is not None:
+            dry_run_desired = self._watch(workload, workload.dry_run, decision, sample, view)
         if self._keeper is not None:
             self._keeper.keep(
-                _learned_key(trigger), trigger.policy, decision=decision, state=memory.state, sample=sample, view=view
+                _learned_key(trigger),
+                trigger.policy,
+                decision=decision,
+                state=memory.state,
+                sample=sample,
+                view=view,
+                dry_run_desired=dry_run_desired,
             )
         self._telemetry.evaluations += 1
         workload.restored = False
@@ -546,6 +592,33 @@ class Evaluator:
         elif before.active and not decision.active:
             for stream in workload.streams or ():
                 stream.retract()
+
+    def _watch(
+        self, workload: Workload, dry_run: _Watched, decision: Decision, sample: Sample, view: ReplicaView | None
+    ) -> int | None:
+        """What the policy of the dry run would have asked for. Its mistakes are nobody's business but the log's."""
+        trigger, now = workload.trigger, decision.at_seconds
+        last, at, answered = dry_run.memory.last, dry_run.at, workload.memory.last
+        if last is not None and at is not None and answered is not None:
+            # A gap in the readings is no time: nobody knows what would have been.
+            seconds = min(max(now - at, 0.0), self._patience(workload))
+            dry_run.gpu_seconds += seconds * last.desired_replicas
+            dry_run.answered_gpu_seconds += seconds * answered.desired_replicas
+        dry_run.at = now
+        assert trigger.dry_run is not None
+        try:
+            would, dry_run.memory = decide(
+                trigger.dry_run, trigger.goals, dry_run.memory, sample=sample, view=view, now_seconds=now
+            )
+        except Exception as err:  # noqa: BLE001 - see above
+            self._telemetry.bug("dry_run_failed", err, workload=workload.label)
+            return None
+        if now - dry_run.told_at >= _DRY_RUN_TOLD_SECONDS:
+            first, dry_run.told_at = dry_run.told_at == -math.inf, now
+            watched = workload.watched
+            if not first and watched is not None:
+                self._telemetry.dry_run(workload.facts, watched)
+        return None if would is None else would.desired_replicas
 
     def _patience(self, workload: Workload) -> float:
         """How long after a reading the next one may come before its lack counts as a failure."""
@@ -878,6 +951,93 @@ def published(value: float) -> tuple[float, int]:
     if rounded == 0.0 and value > 0.0:
         rounded = 0.001
     return rounded, math.ceil(rounded)
+
+
+def _is_sized(workload: Workload) -> bool:
+    trigger = workload.trigger
+    return trigger.policy_name == "slo" and trigger.goals.answer == "demand"
+
+
+def _sized_with(workload: Workload) -> list[Workload]:
+    """The other `slo` triggers of the ScaledObject that have been read, each thing read counted once."""
+    found: dict[str, Workload] = {}
+    for other in workload.scaled_object.workloads:
+        identity = other.trigger.identity
+        if (
+            identity != workload.trigger.identity
+            and not other.superseded
+            and other.memory.sample is not None
+            and _is_sized(other)
+        ):
+            found.setdefault(identity, other)
+    return list(found.values())
+
+
+def _decided_together(
+    workload: Workload, others: list[Workload], sample: Sample, view: ReplicaView | None, now: float
+) -> tuple[Decision | None, Memory[Any]]:
+    """The decision for all `slo` triggers of a ScaledObject: their replicas are the same, so they are sized as one.
+
+    The HPA takes the maximum of its metrics, so each trigger answers the whole. Of a trigger that can't be read at
+    present the last sample counts: unknown is not zero.
+    """
+    scaled_object = workload.scaled_object
+    members = frozenset((workload.digest, *(other.digest for other in others)))
+    joined = members == scaled_object.joint_of
+    scaled_object.joint_of = members
+    before = scaled_object.joint
+    if before is None:  # the first to have learned something has learned it for both
+        before = next((one.memory for one in (workload, *others) if one.memory.last is not None), workload.memory)
+    samples = [sample, *(other.memory.sample for other in others if other.memory.sample is not None)]
+    decision, memory = decide(
+        workload.trigger.policy,
+        _joint_goals([workload.trigger.goals, *(other.trigger.goals for other in others)]),
+        Memory(state=before.state, last=before.last, sample=before.sample, confirmed=workload.memory.confirmed),
+        # Counters of other triggers than before tell nothing about what arrived in between.
+        sample=_joint_sample(samples, counters=joined),
+        view=view,
+        now_seconds=now,
+    )
+    return decision, replace(memory, sample=sample)
+
+
+def _joint_sample(samples: list[Sample], *, counters: bool) -> Sample:
+    """What waits and runs for the same replicas, in all. `samples` begins with the one just read."""
+
+    def total(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    # Where one source can't tell waiting from running, the whole can't; its metric then counts for both.
+    return Sample(
+        at_seconds=samples[0].at_seconds,
+        metric_value=sum(_in_system(sample) for sample in samples),
+        active=any(sample.active for sample in samples),
+        waiting=total([sample.waiting for sample in samples]),
+        in_flight=total([sample.in_flight for sample in samples]),
+        arrived_total=total([sample.arrived_total for sample in samples]) if counters else None,
+        completed_total=total([sample.completed_total for sample in samples]) if counters else None,
+        oldest_age_seconds=max((sample.oldest_age_seconds or 0.0 for sample in samples), default=0.0) or None,
+        lumpy_completions=any(sample.lumpy_completions for sample in samples),
+        approximate=any(sample.approximate for sample in samples),
+    )
+
+
+def _in_system(sample: Sample) -> float:
+    return sample.metric_value if sample.waiting is None else sample.waiting + (sample.in_flight or 0.0)
+
+
+def _joint_goals(goals: list[Goals]) -> Goals:
+    """The strictest of each promise, the most of each bound; the rest as the trigger just read says."""
+    waits = [one.wait_seconds for one in goals if one.wait_seconds is not None]
+    return replace(
+        goals[0],
+        wait_seconds=min(waits, default=None),
+        attainment=max(one.attainment for one in goals),
+        concurrency=min(one.concurrency for one in goals),
+        min_replicas=max(one.min_replicas for one in goals),
+        max_replicas=max(one.max_replicas for one in goals),
+    )
 
 
 def _not_below_peak(

@@ -170,6 +170,14 @@ class Hints:
             sample = workload.memory.sample
             if sample is not None:
                 explanation.observed.update(_observed(sample))
+            watched = workload.watched
+            if watched is not None:
+                explanation.observed.update(
+                    dry_run_desired_replicas=watched.desired_replicas,
+                    dry_run_gpu_seconds=watched.gpu_seconds,
+                    dry_run_answered_gpu_seconds=watched.answered_gpu_seconds,
+                    dry_run_saved_gpu_seconds=watched.answered_gpu_seconds - watched.gpu_seconds,
+                )
             for step in decision.steps:
                 explanation.steps.append(
                     pb.DecisionStep(name=step.name, before=step.before, after=step.after, reason=step.text())

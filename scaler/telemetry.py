@@ -42,6 +42,14 @@ _READ_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 
 
+class DryRun(NamedTuple):
+    """What `slo` would have done: its replicas now, its GPU-seconds since it was watched, and those answered."""
+
+    desired_replicas: int
+    gpu_seconds: float
+    answered_gpu_seconds: float
+
+
 class WorkloadFacts(NamedTuple):
     """One workload as its series show it."""
 
@@ -52,6 +60,7 @@ class WorkloadFacts(NamedTuple):
     policy: str
     failing: bool
     last: Decision | None
+    dry_run: DryRun | None = None
 
 
 class Histogram:
@@ -148,6 +157,17 @@ class Telemetry(Collector):
                 metric_value=round(after.metric_value, 3),
                 target_value=round(after.target_value, 3),
                 steps="; ".join(f"{step.name}: {step.text()}" for step in after.steps),
+            )
+
+    def dry_run(self, facts: WorkloadFacts, dry_run: DryRun) -> None:
+        """What slo would have cost so far, against what was answered."""
+        if self._may_log():
+            self._log.info(
+                "dry_run",
+                workload=f"{facts.namespace}/{facts.name}",
+                metric=facts.metric_name,
+                slo_gpu_seconds=round(dry_run.gpu_seconds),
+                answered_gpu_seconds=round(dry_run.answered_gpu_seconds),
             )
 
     def failing(self, facts: WorkloadFacts, err: BaseException) -> None:
@@ -291,6 +311,21 @@ _SERIES: tuple[tuple[str, str, Callable[[WorkloadFacts], float | None]], ...] = 
         "scaler_target_value",
         "The target as GetMetricSpec answers it.",
         lambda facts: facts.last.target_value if facts.last else None,
+    ),
+    (
+        "scaler_dry_run_replicas",
+        "Replicas that slo would ask for, where the trigger says dryRun.",
+        lambda facts: facts.dry_run.desired_replicas if facts.dry_run else None,
+    ),
+    (
+        "scaler_dry_run_gpu_seconds",
+        "GPU-seconds that slo would have asked for since the dry run began.",
+        lambda facts: facts.dry_run.gpu_seconds if facts.dry_run else None,
+    ),
+    (
+        "scaler_dry_run_answered_gpu_seconds",
+        "GPU-seconds that the answers asked for since the dry run began.",
+        lambda facts: facts.dry_run.answered_gpu_seconds if facts.dry_run else None,
     ),
     ("scaler_failing", "1 where the source can't be read at present.", lambda facts: int(facts.failing)),
 )

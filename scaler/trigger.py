@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from scaler.core.decide import Policy
+from scaler.core.jobs import JOBS
 from scaler.core.model import Goals, ReplicaStep
 from scaler.errors import (
     NamespaceDenied,
@@ -203,6 +204,7 @@ class Trigger:
     """One trigger, parsed. Everything that follows works on this; no string of the metadata is read again.
 
     `identity` names what is read, without secrets: what is learned is kept under (namespace, name, identity).
+    `dry_run` is the policy whose answers are recorded and not given, or None.
     `refusal` is why it may not be read, to be raised by GetMetrics; `config` is then not to be opened.
     """
 
@@ -219,7 +221,7 @@ class Trigger:
     metric_name: str
     sample_seconds: float
     heartbeat_seconds: float
-    dry_run: bool
+    dry_run: Policy[Any] | None
     warm_for: str | None
     warnings: tuple[str, ...]
     refusal: PilotlightError | None
@@ -248,9 +250,10 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
     if refusal is not None:  # the connection would have said these
         values.problems[:] = [problem for problem in values.problems if not _connections_own(problem, by_name, raw)]
     policy_name, policy = _policy(values)
+    dry_run = policies().get("slo") if values.flag("dryRun") else None
     if policy is not None and not values.problems:
         goals = replace(goals, target_value=source.target(config))
-        for field, expected in policy.problems(goals):
+        for field, expected in (*policy.problems(goals), *(() if dry_run is None else dry_run.problems(goals))):
             values.problem(field, expected)
     if values.problems or policy is None:
         raise TriggerInvalid(tuple(values.problems), subject=subject)
@@ -267,7 +270,7 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
                 "wakeQuery or another trigger that wakes, or keep one replica and say minReplicas 1"
             ),
         )
-    answer = "" if goals.answer == "demand" else f"{goals.answer}-"
+    answer = "" if goals.answer in {"demand", policy_name} else f"{goals.answer}-"
     return Trigger(
         namespace=namespace,
         name=name,
@@ -282,7 +285,7 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
         metric_name=metric_name(f"{answer}{policy_name}-{source_name}", source.object_name(config)),
         sample_seconds=values.number("sampleSeconds") or source.sample_seconds,
         heartbeat_seconds=values.number("heartbeatSeconds") or 20.0,
-        dry_run=values.flag("dryRun"),
+        dry_run=dry_run,
         warm_for=values.text("warmFor"),
         warnings=warnings,
         refusal=refusal,
@@ -340,8 +343,10 @@ def _source(raw: Mapping[str, str], subject: str) -> tuple[str, AnySource]:
 def _policy(values: Values) -> tuple[str, Policy[Any] | None]:
     known = policies()
     wanted = values.text("policy") or ("slo" if values.number("waitSeconds") is not None else "target")
-    if values.flag("dryRun"):
-        wanted = "target" if values.text("policy") is None else wanted
+    if values.text("answer") == "jobs":
+        return "jobs", JOBS
+    if values.flag("dryRun") and wanted == "slo":
+        wanted = "target"
     if wanted not in known:
         values.problem("policy", "expected one of " + ", ".join(sorted(known)), value=wanted)
         return wanted, None

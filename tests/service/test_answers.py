@@ -1,0 +1,180 @@
+"""Jobs, several `slo` triggers of one ScaledObject, and dry runs: deterministic, through the evaluator."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from scaler._generated import externalscaler_pb2 as pb
+from scaler._generated import pilotlight_pb2 as ours
+from scaler._generated import pilotlight_pb2_grpc as ours_grpc
+from scaler.core.decide import Memory, decide
+from scaler.core.jobs import JOBS
+from scaler.core.model import Decision, Goals, Sample
+from scaler.errors import SourceTimeout, TriggerInvalid
+from scaler.evaluator import Evaluator, Workload
+from scaler.settings import Settings, TelemetrySettings
+from scaler.simulator.rules import HpaSpec, JobSpec, JobTrigger, Metric, Scale, combined_proposal, jobs_to_create
+from scaler.telemetry import Telemetry
+from tests.service.conftest import RunShell
+from tests.service.scripted import World
+from tests.service.test_evaluator_properties import Clock, Desk
+from tests.service.test_keda_calls import Keda, trigger
+
+SLO = {"waitSeconds": "20", "serviceSeconds": "10", "coldStartSeconds": "10", "holdSeconds": "5"}
+
+
+class Bench:
+    """An evaluator with a clock of its own and readings that a test hands in."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.evaluator = Evaluator(
+            settings=Settings(),
+            telemetry=Telemetry(TelemetrySettings(), clock=self.clock),
+            clock=self.clock,
+            chance=Random(7),
+        )
+        self.evaluator.attach(Desk())
+
+    def workload(self, thing: str, **more: str) -> Workload:
+        metadata = {"source": "scripted", "world": "w", "object": thing, **more}
+        return self.evaluator.admit(thing.encode(), "team-a", "llama", metadata)
+
+    def read(self, workload: Workload, value: float, *, after: float = 1.0) -> Decision:
+        self.clock.now += after
+        self.evaluator.on_outcome(workload, value, self.clock.now)
+        decision = workload.memory.last
+        assert decision is not None
+        return decision
+
+
+# --- jobs ---
+
+
+@pytest.mark.parametrize(
+    ("waiting", "in_flight", "concurrency", "jobs"),
+    [(0, 0, 1, 0), (5, 0, 1, 5), (5, 3, 1, 8), (5, 4, 4, 3), (None, None, 1, 7), (0, 2, 1, 2)],
+)
+def test_jobs_are_waiting_and_running_requests_over_concurrency(
+    waiting: float | None, in_flight: float | None, concurrency: int, jobs: int
+) -> None:
+    sample = Sample(at_seconds=0.0, metric_value=7.0, active=True, waiting=waiting, in_flight=in_flight)
+    goals = Goals(target_value=5.0, concurrency=concurrency)
+    decision, _ = decide(JOBS, goals, Memory(state=None), sample=sample, view=None, now_seconds=0.0)
+    assert decision is not None
+    assert (decision.metric_value, decision.target_value, decision.active) == (jobs, 1.0, jobs > 0)
+
+
+def test_with_the_default_strategy_every_request_gets_one_job_and_none_gets_two() -> None:
+    waiting, running, created = 12, 0, 0
+    for _ in range(5):
+        sample = Sample(
+            at_seconds=0.0,
+            metric_value=float(waiting + running),
+            active=True,
+            waiting=float(waiting),
+            in_flight=float(running),
+        )
+        decision, _ = decide(
+            JOBS, Goals(target_value=5.0), Memory(state=None), sample=sample, view=None, now_seconds=0.0
+        )
+        assert decision is not None
+        answer = JobTrigger(active=decision.active, queue_length=decision.metric_value, target=decision.target_value)
+        new = jobs_to_create(JobSpec(max_replicas=100), [answer], running=created, pending=0)
+        created += new
+        started = min(4, waiting)  # the new pods start a few at a time
+        waiting, running = waiting - started, running + started
+    assert created == 12
+
+
+def test_answer_jobs_needs_no_policy_and_says_so_in_its_name() -> None:
+    bench = Bench()
+    workload = bench.workload("orders", answer="jobs", concurrency="2")
+    assert workload.trigger.metric_name.startswith("jobs-scripted-")
+    decision = bench.read(workload, 7.0)
+    assert (decision.metric_value, decision.target_value) == (4.0, 1.0)
+
+
+# --- several slo triggers ---
+
+
+def test_slo_triggers_of_one_scaled_object_are_sized_as_one_and_each_answers_the_whole() -> None:
+    bench, alone = Bench(), Bench()
+    orders, mails = bench.workload("orders", **SLO), bench.workload("mails", **SLO)
+    single = alone.workload("orders", **SLO)
+    for step, (first, second) in enumerate([(20.0, 30.0), (20.0, 30.0), (40.0, 10.0), (0.0, 10.0), (0.0, 0.0)]):
+        a = bench.read(orders, first)
+        wanted_before = (first + (mails.memory.sample.waiting or 0.0)) if mails.memory.sample else first
+        assert a.desired_replicas == alone.read(single, wanted_before).desired_replicas
+        b = bench.read(mails, second)
+        wanted = alone.read(single, first + second)
+        assert b.desired_replicas == wanted.desired_replicas, step
+        assert b.active == wanted.active
+        metrics = [Metric(answer.metric_value, answer.target_value) for answer in (a, b)]
+        scale = Scale(spec_replicas=1, status_replicas=1, ready_replicas=1)
+        spec = HpaSpec(min_replicas=1, max_replicas=100)
+        # The HPA takes the larger of two answers, each of which is the whole: never their sum.
+        proposal = combined_proposal(spec, metrics, scale)
+        assert proposal is not None
+        assert proposal == max(a.desired_replicas, b.desired_replicas, 1)
+
+
+def test_a_trigger_that_cannot_be_read_keeps_its_share_in_the_sum() -> None:
+    bench = Bench()
+    orders, mails = bench.workload("orders", **SLO), bench.workload("mails", **SLO)
+    bench.read(orders, 30.0)
+    bench.read(mails, 30.0)
+    before = bench.read(orders, 30.0)
+    bench.evaluator.on_outcome(mails, SourceTimeout("away"), bench.clock.now)
+    after = bench.read(orders, 30.0)
+    assert after.desired_replicas >= before.desired_replicas
+
+
+def test_other_policies_are_not_sized_together() -> None:
+    bench = Bench()
+    orders, mails = bench.workload("orders"), bench.workload("mails")
+    assert bench.read(orders, 20.0).metric_value == 20.0
+    assert bench.read(mails, 30.0).metric_value == 30.0
+
+
+# --- dry runs ---
+
+
+def test_a_dry_run_answers_by_target_and_records_what_slo_would_have_asked_for() -> None:
+    bench, alone = Bench(), Bench()
+    watched = bench.workload("orders", dryRun="true", **SLO)
+    single = alone.workload("orders", **SLO)
+    assert watched.trigger.policy_name == "target"
+    answered = would = 0.0
+    before: tuple[int, int] | None = None
+    for value in (5.0, 60.0, 60.0, 20.0, 0.0):
+        decision = bench.read(watched, value)
+        slo = alone.read(single, value)
+        assert (decision.metric_value, decision.target_value) == (value, 5.0)
+        if before is not None:
+            would, answered = would + before[0], answered + before[1]
+        assert watched.watched is not None
+        # Without the caution of a restarted service, which a dry run has no use for.
+        assert watched.watched.desired_replicas <= slo.desired_replicas
+        before = (watched.watched.desired_replicas, decision.desired_replicas)
+    assert watched.watched is not None
+    assert (watched.watched.gpu_seconds, watched.watched.answered_gpu_seconds) == (would, answered)
+    assert would > 0
+
+
+def test_a_dry_run_needs_what_slo_needs() -> None:
+    with pytest.raises(TriggerInvalid, match="waitSeconds"):
+        Bench().workload("orders", dryRun="true")
+
+
+async def test_explain_and_metrics_show_the_difference(shell: RunShell, world: World) -> None:
+    world.answers["orders"] = 12.0
+    async with shell() as running:
+        assert await Keda(running, pb, trigger(dryRun="true", **SLO)).poll() == (12.0, 5.0, True)
+        stub = ours_grpc.ExplainStub(running.hints)
+        request = ours.ExplainRequest(workload=ours.WorkloadRef(namespace="team-a", name="llama"))
+        observed = (await stub.Get(request)).explanations[0].observed
+        assert observed["dry_run_desired_replicas"] > 0
+        assert {"dry_run_gpu_seconds", "dry_run_answered_gpu_seconds", "dry_run_saved_gpu_seconds"} <= set(observed)
