@@ -58,6 +58,11 @@ services-down: $(VENV)/.test ## stop them and forget their data
 conformance-keda: $(VENV)/.test ## KEDA's own scalers, compiled from its Go module, against the service (minutes; needs Go)
 	$(BIN)/python -m tests.conformance.keda.run $(ARGS)
 
+.PHONY: reality
+reality: $(VENV)/.test ## the simulator against a real broker, the real service and KEDA's calls (10 minutes)
+	$(BIN)/python -m tests.services install
+	$(BIN)/python -m tests.reality $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.test ## speed and size against the goals of the design, as JSON
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -31,6 +31,7 @@ class Plan:
     `scaled_object` None: no KEDA, `fixed_replicas` pods from the start. `hints_address`: where replicas are
     reported; None: the scaler works without a view. `settle_seconds`: the run goes on after the load until it is
     worked off and the pods are gone, at most this long, and then for `linger_seconds`; not past `stop_at_seconds`.
+    `scaler_speed`: seconds of the scaler's clock to a real one; 1 unless it was started with a faster clock.
     """
 
     endpoint: Endpoint
@@ -43,6 +44,7 @@ class Plan:
     concurrency: int = 1
     grace_seconds: float | None = None
     speed: float = 1.0
+    scaler_speed: float = 1.0
     seed: int = 1
     within_seconds: float | None = None
     start_at_seconds: float = 0.0
@@ -122,7 +124,9 @@ class Experiment:
         tasks = [asyncio.create_task(self.keda.run())]
         if plan.hints_address is not None:
             hints = await stack.enter_async_context(grpc.aio.insecure_channel(plan.hints_address))
-            reporter = Reporter(hints, scaled_object.namespace, scaled_object.name, fleet, self.pace)
+            reporter = Reporter(
+                hints, scaled_object.namespace, scaled_object.name, fleet, self.pace, scaler_speed=plan.scaler_speed
+            )
             tasks.append(asyncio.create_task(reporter.run()))
         return tasks
 

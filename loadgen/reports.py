@@ -35,7 +35,17 @@ class Why:
 class Reporter:
     """Reports a fleet's replicas to Pilotlight, each second and at once after a change, until cancelled."""
 
-    def __init__(self, channel: grpc.aio.Channel, namespace: str, name: str, fleet: Fleet, pace: Pace) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        namespace: str,
+        name: str,
+        fleet: Fleet,
+        pace: Pace,
+        *,
+        scaler_speed: float = 1.0,
+    ) -> None:
+        self._scaler_speed = scaler_speed
         self._stub: Any = pb_grpc.ReplicasStub(channel)
         self._workload = pb.WorkloadRef(namespace=namespace, name=name)
         self._fleet = fleet
@@ -58,7 +68,7 @@ class Reporter:
                 continue
 
     async def report(self) -> None:
-        """One report. Lengths are real seconds: Pilotlight's clock is not the experiment's."""
+        """One report. Lengths are seconds of Pilotlight's clock, which is not the experiment's."""
         pods, now_seconds = self._fleet.pods, self._pace.now()
         cold_starts = self._fleet.cold_starts_seconds
         told = len(cold_starts)
@@ -68,21 +78,22 @@ class Reporter:
                 workload=self._workload,
                 ready=counts.ready,
                 starting=[
-                    pb.StartingReplica(
-                        started_seconds_ago=self._pace.real_seconds(now_seconds - pod.created_at_seconds)
-                    )
+                    pb.StartingReplica(started_seconds_ago=self._scaler_seconds(now_seconds - pod.created_at_seconds))
                     for pod in pods
                     if pod.state is PodState.STARTING
                 ],
                 terminating=counts.terminating,
                 status_replicas=counts.ready + counts.starting,
                 finished_cold_starts_seconds=[
-                    self._pace.real_seconds(seconds) for seconds in cold_starts[self._cold_starts_told : told]
+                    self._scaler_seconds(seconds) for seconds in cold_starts[self._cold_starts_told : told]
                 ],
             ),
             timeout=CALL_TIMEOUT_SECONDS,
         )
         self._cold_starts_told = told
+
+    def _scaler_seconds(self, seconds: float) -> float:
+        return self._pace.real_seconds(seconds) * self._scaler_speed
 
 
 async def explain(channel: grpc.aio.Channel, namespace: str, name: str) -> Sequence[Why]:
