@@ -214,8 +214,8 @@ Every run:
 The work itself is {DOCUMENTS_PER_DAY} times {SERVICE.mean_seconds:g} s,
 {DOCUMENTS_PER_DAY * SERVICE.mean_seconds:,.0f} GPU-seconds a day, and every wake from zero adds a cold start. Stock
 KEDA also pays its cooldown after nearly every document, and lets a document wait for the next poll before the cold
-start begins. Pilotlight reads the queue itself and pushes at once, and keeps the last replica only for as long as that costs
-less than the cold start and the late document that it may save; KEDA's poll, up to 30 s later, then takes it away.
+start begins. Pilotlight reads the queue itself and pushes at once, and keeps the last replica only for as long as that
+costs less than the cold start and the late document that it may save; KEDA's poll, up to 30 s later, takes it away.
 
 What it leaves out: the time to schedule and to release a node (a cloud bills a GPU by the node), and SQS's approximate
 counts, for which the service asks for a second read before it wakes a workload.
