@@ -21,7 +21,7 @@ import structlog
 from scaler.errors import SettingsInvalid, quoted
 from scaler.evaluator import Evaluator
 from scaler.health import Health
-from scaler.hints import EXPLAIN, REPLICAS, Hints, check_hints_listener
+from scaler.hints import EXPLAIN, REPLICAS, WARM_POOL, Hints, check_hints_listener
 from scaler.readers import Readers
 from scaler.service import SERVICE, ExternalScaler, server_credentials, server_options
 from scaler.settings import Settings, TlsSettings, load_settings
@@ -78,14 +78,16 @@ async def serve(
     hints_address = None
     if server_settings.hints_listen is not None:
         ours = grpc.aio.server(options=options)
-        hints = Hints(evaluator, telemetry, token_file=server_settings.hints_token_file, clock=clock)
+        hints = Hints(
+            evaluator, telemetry, server=server_settings, token_file=server_settings.hints_token_file, clock=clock
+        )
         ours.add_generic_rpc_handlers((*hints.handlers(), health.handler()))
         hints_address = _bind(ours, server_settings.hints_listen, server_settings.hints_tls, "server.hintsListen")
         servers.append(ours)
     if server_settings.reflection:
         _reflect(kedas, SERVICE)
         if len(servers) > 1:
-            _reflect(servers[1], REPLICAS, EXPLAIN)
+            _reflect(servers[1], REPLICAS, EXPLAIN, WARM_POOL)
     metrics = MetricsListener(telemetry, healthy=lambda: health.serving)
 
     async with contextlib.AsyncExitStack() as stack:

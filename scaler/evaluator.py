@@ -22,7 +22,9 @@ from dataclasses import replace
 from random import Random
 from typing import Any, Final, Protocol
 
+from scaler.core import warm_pool
 from scaler.core.decide import Memory, Policy, decide
+from scaler.core.estimate import Estimates
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.errors import (
     LimitReached,
@@ -199,6 +201,7 @@ class Workload:
         "touched_at",
         "trigger",
         "waiters",
+        "warm",
     )
 
     def __init__(self, digest: Digest, trigger: Trigger, scaled_object: ScaledObject, now: float) -> None:
@@ -221,6 +224,8 @@ class Workload:
         # Until when `slo`, which knows nothing yet, answers no less than `peak`, the most that it asked for so far.
         self.blank_until = -math.inf
         self.peak = 0
+        # The hint for its warm pool, kept current once somebody has asked for it.
+        self.warm: warm_pool.WarmHint | None = None
         self.dry_run = None if trigger.dry_run is None else _Watched(Memory(state=trigger.dry_run.start()))
         self.streams: list[Stream] | None = None
         self.waiters: list[asyncio.Future[None]] | None = None
@@ -252,7 +257,17 @@ class Workload:
             failing=self.error is not None,
             last=self.memory.last,
             dry_run=self.watched,
+            warm=self.warm,
         )
+
+    @property
+    def estimates(self) -> Estimates | None:
+        """What `slo` has learned, be it in a dry run; None: nobody learns here, or nothing was read yet."""
+        for memory in (self.memory, None if self.dry_run is None else self.dry_run.memory):
+            known = getattr(None if memory is None else memory.state, "estimates", None)
+            if isinstance(known, Estimates) and known.samples:
+                return known
+        return None
 
     @property
     def watched(self) -> DryRun | None:
@@ -536,6 +551,8 @@ class Evaluator:
             together = _sized_with(workload)
         try:
             sample = _sample(trigger, outcome, view, now)
+            if trigger.warm_for is not None and trigger.goals.answer == "warm":
+                sample = self._warm_sample(trigger, now)
             if together:
                 decision, memory = _decided_together(workload, together, sample, view, now)
             else:
@@ -570,6 +587,8 @@ class Evaluator:
                 view=view,
                 dry_run_desired=dry_run_desired,
             )
+        if workload.warm is not None or trigger.goals.warm != "off":
+            self.hint(workload)
         self._telemetry.evaluations += 1
         workload.restored = False
         workload.cold_starts = ()
@@ -592,6 +611,36 @@ class Evaluator:
         elif before.active and not decision.active:
             for stream in workload.streams or ():
                 stream.retract()
+
+    def _warm_sample(self, trigger: Trigger, now: float) -> Sample:
+        """The size of the pool as a sample. Raises SourceNoData where the ScaledObject it is for is not known."""
+        name = trigger.warm_for or ""
+        for other in self.of(trigger.namespace, name):
+            hint = self.hint(other)
+            if hint is not None:
+                raw = {"expected_demand": hint.expected_demand, "lead_time_seconds": hint.lead_time_seconds}
+                value = float(hint.replicas)
+                return Sample(at_seconds=now, metric_value=value, active=hint.replicas >= 1, raw=raw)
+        raise SourceNoData(
+            f"warmFor {quoted(name)}: no ScaledObject of namespace {quoted(trigger.namespace)} with that name and "
+            "policy slo has been read yet; its trigger must point at this scaler"
+        )
+
+    def hint(self, workload: Workload) -> warm_pool.WarmHint | None:
+        """How many replicas to keep warm for `workload`; None where nothing is learned about its demand."""
+        known, last = workload.estimates, workload.memory.last
+        if known is None or last is None:
+            return None
+        now = self._clock()
+        view = workload.scaled_object.view_at(now)
+        ready = last.desired_replicas if view is None else view.ready
+        workload.warm = warm_pool.warm_hint(known, workload.trigger.goals, ready=ready, now_seconds=now)
+        return workload.warm
+
+    @property
+    def draining(self) -> bool:
+        """Whether streams shall end."""
+        return self._draining
 
     def _watch(
         self, workload: Workload, dry_run: _Watched, decision: Decision, sample: Sample, view: ReplicaView | None

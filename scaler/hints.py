@@ -18,7 +18,7 @@ import grpc
 
 from scaler._generated import pilotlight_pb2 as pb
 from scaler.core.model import Decision, ReplicaView
-from scaler.errors import NamespaceDenied, Problem, SettingsInvalid, TriggerInvalid, quoted
+from scaler.errors import LimitReached, MetricUnknown, NamespaceDenied, Problem, SettingsInvalid, TriggerInvalid, quoted
 from scaler.evaluator import Evaluator, Workload
 from scaler.service import Context, Guard, parsed
 from scaler.settings import ServerSettings
@@ -26,6 +26,7 @@ from scaler.telemetry import Telemetry
 
 REPLICAS: Final = "pilotlight.v1.Replicas"
 EXPLAIN: Final = "pilotlight.v1.Explain"
+WARM_POOL: Final = "pilotlight.v1.WarmPool"
 
 # One report may name this many starting replicas; more are counted from the oldest.
 _STARTING_KEPT = 10_000
@@ -33,6 +34,10 @@ _COLD_STARTS_KEPT = 1_000
 _COLD_START_LIMIT_SECONDS = 86_400.0
 # Explanations made before others get their turn.
 _PORTION = 100
+# Open watches of hints: a person, a pool's controller, a dashboard.
+_WATCHES = 256
+# A watch looks this often whether its hint has changed.
+_WATCH_SECONDS = 1.0
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 
@@ -47,17 +52,21 @@ class Hints:
         evaluator: Evaluator,
         telemetry: Telemetry,
         *,
+        server: ServerSettings | None = None,
         token_file: str | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._evaluator = evaluator
         self._telemetry = telemetry
+        self._server = server or ServerSettings()
+        self._watches = 0
         self._token_file = token_file
         self._clock = clock
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Every RPC, behind the token where there is one."""
         replicas, explain = Guard(self._telemetry, REPLICAS), Guard(self._telemetry, EXPLAIN)
+        warm = Guard(self._telemetry, WARM_POOL)
         return (
             grpc.method_handlers_generic_handler(
                 REPLICAS, {"Report": replicas.unary("Report", self._let(self.report))}
@@ -67,6 +76,13 @@ class Hints:
                 {
                     "Get": explain.unary("Explain", self._let(self.get)),
                     "List": explain.unary("List", self._let(self.list)),
+                },
+            ),
+            grpc.method_handlers_generic_handler(
+                WARM_POOL,
+                {
+                    "GetHint": warm.unary("GetHint", self._let(self.get_hint)),
+                    "WatchHint": warm.stream("WatchHint", self.watch_hint),
                 },
             ),
         )
@@ -145,6 +161,61 @@ class Hints:
             if count % _PORTION == _PORTION - 1:
                 await asyncio.sleep(0)
         return response.SerializeToString()
+
+    async def get_hint(self, request: bytes) -> bytes:
+        """How many replicas to keep warm for one workload, and why."""
+        return self._hint(parsed(pb.WarmPoolRequest, request).workload).SerializeToString()
+
+    async def watch_hint(self, request: bytes, context: Context) -> None:
+        """The hint at once, when the number of replicas changes, and again before it is no longer valid."""
+        self._authorise(context)
+        ref = parsed(pb.WarmPoolRequest, request).workload
+        if self._watches >= _WATCHES:
+            raise LimitReached(f"{_WATCHES} watches of hints are open, the limit; close some")
+        self._watches += 1
+        try:
+            # As KEDA's streams: it ends, cleanly, before its connection does.
+            ends_at = self._clock() + 0.7 * self._server.max_connection_age_seconds
+            sent: int | None = None
+            again_at = -math.inf
+            while self._clock() < ends_at and not self._evaluator.draining:
+                hint = self._hint(ref)
+                if hint.replicas != sent or self._clock() >= again_at:
+                    async with asyncio.timeout(self._server.stream_write_seconds):
+                        await context.write(hint.SerializeToString())
+                    sent, again_at = hint.replicas, self._clock() + 0.5 * hint.valid_seconds
+                await asyncio.sleep(_WATCH_SECONDS)
+        except TimeoutError:
+            raise LimitReached(
+                f"the watch's client did not take a message within {self._server.stream_write_seconds:g} s "
+                "(server.streamWriteSeconds)"
+            ) from None
+        finally:
+            self._watches -= 1
+
+    def _hint(self, ref: pb.WorkloadRef) -> pb.WarmPoolHint:
+        """Raises MetricUnknown where nobody learns about such a workload."""
+        for workload in self._evaluator.of(ref.namespace, ref.name):
+            if ref.metric_name not in {"", workload.trigger.metric_name}:
+                continue
+            hint = self._evaluator.hint(workload)
+            if hint is not None:
+                return pb.WarmPoolHint(
+                    workload=pb.WorkloadRef(
+                        namespace=ref.namespace, name=ref.name, metric_name=workload.trigger.metric_name
+                    ),
+                    replicas=hint.replicas,
+                    valid_seconds=hint.valid_seconds,
+                    lead_time_seconds=hint.lead_time_seconds,
+                    expected_demand=hint.expected_demand,
+                    demand_quantile=hint.demand_quantile,
+                    quantile=hint.quantile,
+                    reason=hint.reason,
+                )
+        raise MetricUnknown(
+            f"no trigger of {quoted(f'{ref.namespace}/{ref.name}')} with policy slo (or dryRun) has been read yet; "
+            "a warm pool is sized by what slo learns"
+        )
 
     def _explanation(self, workload: Workload, *, whole: bool) -> pb.Explanation:
         trigger, now = workload.trigger, self._clock()

@@ -25,6 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from scaler.core.model import Decision
+from scaler.core.warm_pool import WarmHint
 from scaler.settings import TelemetrySettings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -61,6 +62,7 @@ class WorkloadFacts(NamedTuple):
     failing: bool
     last: Decision | None
     dry_run: DryRun | None = None
+    warm: WarmHint | None = None
 
 
 class Histogram:
@@ -326,6 +328,21 @@ _SERIES: tuple[tuple[str, str, Callable[[WorkloadFacts], float | None]], ...] = 
         "scaler_dry_run_answered_gpu_seconds",
         "GPU-seconds that the answers asked for since the dry run began.",
         lambda facts: facts.dry_run.answered_gpu_seconds if facts.dry_run else None,
+    ),
+    (
+        "scaler_warm_pool_replicas",
+        "Replicas to keep warm beyond the demand's.",
+        lambda facts: facts.warm.replicas if facts.warm else None,
+    ),
+    (
+        "scaler_warm_pool_expected_demand",
+        "Requests expected within the lead time of a warm pool.",
+        lambda facts: facts.warm.expected_demand if facts.warm else None,
+    ),
+    (
+        "scaler_warm_pool_lead_time_seconds",
+        "The cold start that a warm pool bridges.",
+        lambda facts: facts.warm.lead_time_seconds if facts.warm else None,
     ),
     ("scaler_failing", "1 where the source can't be read at present.", lambda facts: int(facts.failing)),
 )

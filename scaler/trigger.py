@@ -16,8 +16,8 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
 
+from scaler.core.answers import JOBS, WARM
 from scaler.core.decide import Policy
-from scaler.core.jobs import JOBS
 from scaler.core.model import Goals, ReplicaStep
 from scaler.errors import (
     NamespaceDenied,
@@ -345,6 +345,8 @@ def _policy(values: Values) -> tuple[str, Policy[Any] | None]:
     wanted = values.text("policy") or ("slo" if values.number("waitSeconds") is not None else "target")
     if values.text("answer") == "jobs":
         return "jobs", JOBS
+    if values.text("answer") == "warm":
+        return "warm", WARM
     if values.flag("dryRun") and wanted == "slo":
         wanted = "target"
     if wanted not in known:

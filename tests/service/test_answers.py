@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
+from typing import Any
 
+import grpc
 import pytest
 
 from scaler._generated import externalscaler_pb2 as pb
 from scaler._generated import pilotlight_pb2 as ours
 from scaler._generated import pilotlight_pb2_grpc as ours_grpc
+from scaler.core.answers import JOBS
 from scaler.core.decide import Memory, decide
-from scaler.core.jobs import JOBS
 from scaler.core.model import Decision, Goals, Sample
-from scaler.errors import SourceTimeout, TriggerInvalid
+from scaler.errors import SourceNoData, SourceTimeout, TriggerInvalid
 from scaler.evaluator import Evaluator, Workload
 from scaler.settings import Settings, TelemetrySettings
 from scaler.simulator.rules import HpaSpec, JobSpec, JobTrigger, Metric, Scale, combined_proposal, jobs_to_create
@@ -178,3 +181,62 @@ async def test_explain_and_metrics_show_the_difference(shell: RunShell, world: W
         observed = (await stub.Get(request)).explanations[0].observed
         assert observed["dry_run_desired_replicas"] > 0
         assert {"dry_run_gpu_seconds", "dry_run_answered_gpu_seconds", "dry_run_saved_gpu_seconds"} <= set(observed)
+
+
+# --- the warm pool ---
+
+
+def pool(bench: Bench, **more: str) -> Workload:
+    """A second ScaledObject of the namespace, whose replicas are the first one's warm pool."""
+    metadata = {"source": "scripted", "world": "w", "object": "orders", "answer": "warm", "warmFor": "llama", **more}
+    return bench.evaluator.admit(b"pool", "team-a", "llama-pool", metadata)
+
+
+def test_a_warm_pool_answers_the_hint_of_the_first_and_is_active_exactly_when_it_is_one_or_more() -> None:
+    bench = Bench()
+    first, second = bench.workload("orders", **SLO), pool(bench)
+    assert second.trigger.metric_name.startswith("warm-scripted-")
+    seen = set()
+    for value in [0.0] * 3 + [3.0, 9.0, 2.0] * 20 + [0.0] * 300:
+        bench.read(first, value)
+        answer = bench.read(second, value, after=0.5)
+        hint = bench.evaluator.hint(first)
+        assert hint is not None
+        assert (answer.metric_value, answer.target_value) == (hint.replicas, 1.0)
+        assert answer.active == (hint.replicas >= 1)
+        seen.add(answer.active)
+    assert seen == {False, True}
+
+
+def test_a_pool_for_a_workload_that_nobody_knows_has_no_number() -> None:
+    bench = Bench()
+    second = pool(bench)
+    bench.evaluator.on_outcome(second, 5.0, bench.clock.now)
+    answer = bench.evaluator.metrics(second)
+    assert isinstance(answer, SourceNoData)
+    assert 'warmFor "llama"' in str(answer)
+
+
+async def test_hints_are_told_on_request_and_watched_and_in_metrics(shell: RunShell, world: World) -> None:
+    world.answers["orders"] = 12.0
+    async with shell() as running:
+        stub: Any = ours_grpc.WarmPoolStub(running.hints)
+        request = ours.WarmPoolRequest(workload=ours.WorkloadRef(namespace="team-a", name="llama"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetHint(request)
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        assert (await Keda(running, pb, trigger(**SLO)).poll())[2]
+        hint = await stub.GetHint(request)
+        assert hint.lead_time_seconds > 0
+        assert "expected within a lead time" in hint.reason
+        assert 0 < hint.quantile < 1
+        watch = stub.WatchHint(request)
+        assert (await watch.read()).workload.metric_name == hint.workload.metric_name
+        host, _, port = (running.serving.metrics or "").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert b'scaler_warm_pool_replicas{namespace="team-a",name="llama"' in await reader.read()
+        writer.close()
+        running.stop.set()
+        assert await watch.read() is grpc.aio.EOF  # a drain ends it with OK
+        assert await watch.code() == grpc.StatusCode.OK

@@ -1,8 +1,9 @@
-"""`answer: jobs`: how many jobs a ScaledJob should have, for KEDA's `default` strategy.
+"""What a trigger answers other than its demand: `jobs` for a ScaledJob, and the size of a `warm` pool.
 
-KEDA creates what is answered less the jobs that run (executor/scale_jobs.go: maxScale - runningJobCount), so the
-answer counts requests that are worked on, too: each job keeps its request, and a job ends with its work. Whatever
-the policy, no job is ended early, so there is nothing to hold and nothing to let go.
+`answer: jobs` is for KEDA's `default` strategy. KEDA creates what is answered less the jobs that run
+(executor/scale_jobs.go: maxScale - runningJobCount), so the answer counts requests that are worked on, too: each
+job keeps its request, and a job ends with its work. Whatever the policy, no job is ended early, so there is
+nothing to hold and nothing to let go.
 """
 
 from __future__ import annotations
@@ -49,4 +50,23 @@ class Jobs:
         )
 
 
+class Warm:
+    """The warm pool's size as it stands in the sample (core/warm_pool.py), with target 1."""
+
+    decides_replicas = True
+
+    def problems(self, goals: Goals) -> tuple[tuple[str, str], ...]:  # noqa: ARG002 - it works with any goals
+        """None."""
+        return ()
+
+    def start(self) -> None:
+        """It remembers nothing: the workload that the pool is for does."""
+
+    def propose(self, situation: Situation, state: None) -> Proposal[None]:
+        """Active exactly when at least one replica is to be warm."""
+        replicas = situation.sample.metric_value
+        return Proposal(state=state, active=replicas >= 1.0, metric_value=replicas, target_value=1.0)
+
+
 JOBS = Jobs()
+WARM = Warm()
