@@ -78,6 +78,10 @@ protos: $(VENV)/.test ## write scaler/_generated from protos/
 docs: $(VENV)/.test ## write docs/sources.md from the definitions in the code
 	$(BIN)/python -m scaler.cli docs
 
+.PHONY: pictures
+pictures: $(VENV)/.test ## draw docs/pictures for docs/policies.md from the simulator, and print their figures
+	$(BIN)/python -m scaler.backtest.pictures
+
 .PHONY: results
 results: $(VENV)/.test ## the policies against tuned KEDA (docs/results.md; resumable; hours), and docs/results/bench.json
 	$(BIN)/pilotlight backtest matrix $(MATRIX)

@@ -313,7 +313,7 @@ def _markdown_row(row: dict[str, Any]) -> str:
 
 def plot_ratios(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Cost against tuned KEDA by wait, one colour a trace."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(9, 4.5))
     traces = list(dict.fromkeys(row["trace"] for row in rows))
     for index, trace in enumerate(traces):
@@ -337,7 +337,7 @@ def plot_ratios(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def plot_frontier(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Cost over the share in time: ours, tuned KEDA, and the others where they were run."""
-    plt = _pyplot()
+    plt = pyplot()
     traces = list(dict.fromkeys(row["trace"] for row in rows))
     figure, panels = plt.subplots(1, len(traces), figsize=(3.2 * len(traces), 3.4), squeeze=False)
     for axes, trace in zip(panels[0], traces, strict=True):
@@ -363,7 +363,7 @@ def plot_frontier(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def plot_runs(runs: Sequence[tuple[Case, Result]], path: Path) -> None:
     """Replicas wanted, ready and starting, and what waits, over time: one panel a run."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, panels = plt.subplots(len(runs), 1, figsize=(10, 2.6 * len(runs)), squeeze=False, sharex=True)
     for axes, (case, result) in zip(panels[:, 0], runs, strict=True):
         hours = [point[0] / 3600 for point in result.timeline]
@@ -391,7 +391,8 @@ def _config(cell: Cell) -> str | None:
     )
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """The pyplot of matplotlib, without a screen."""
     import matplotlib as mpl  # noqa: PLC0415 - heavy, and only plots need it
 
     mpl.use("Agg")
