@@ -142,7 +142,7 @@ class StateFile:
         self._connection: sqlite3.Connection | None = None
         self._held: IO[bytes] | None = None
         self._ids: dict[Key, int] = {}
-        self._written: dict[Key, tuple[float, tuple[Any, ...]]] = {}
+        self._written: dict[Key, tuple[float, float, tuple[Any, ...]]] = {}  # (written at, seen at, what)
         self._dumped: dict[Key, float] = {}
         self._prune_in = 0
         self._undumpable: set[str] = set()
@@ -336,9 +336,17 @@ class StateFile:
     def _insert(self, connection: sqlite3.Connection, key: Key, row: tuple[Any, ...]) -> None:
         at, *values = row
         before = self._written.get(key)
-        if before is not None and list(before[1]) == values and 0 <= at - before[0] < _UNCHANGED_SECONDS:
-            return
-        self._written[key] = (at, tuple(values))
+        if before is not None:
+            written_at, seen_at, same = before
+            if list(same) == values and 0 <= at - written_at < _UNCHANGED_SECONDS:
+                self._written[key] = (written_at, at, same)
+                return
+            if list(same) != values and written_at < seen_at < at:  # until when nothing had changed
+                self._write(connection, key, (seen_at, *same))
+        self._written[key] = (at, at, tuple(values))
+        self._write(connection, key, row)
+
+    def _write(self, connection: sqlite3.Connection, key: Key, row: tuple[Any, ...]) -> None:
         connection.execute(
             "INSERT INTO observation (workload, at, metric_value, waiting, in_flight, arrived_total, completed_total, "
             "oldest_age, ready, starting, desired, active, dry_run_desired) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -392,7 +400,7 @@ class StateFile:
     def _prune(self, connection: sqlite3.Connection) -> None:
         """Delete what is too old, and the oldest where the file is too large; a bounded part at a time."""
         too_old = self._wall() - 86_400.0 * self._settings.max_age_days
-        for key in [key for key, (at, _) in self._written.items() if self._wall() - at > 3_600.0]:
+        for key in [key for key, (at, *_) in self._written.items() if self._wall() - at > 3_600.0]:
             del self._written[key]  # expired workloads; a living one writes at least once a minute
             self._ids.pop(key, None)
             self._dumped.pop(key, None)

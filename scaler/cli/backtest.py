@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +32,11 @@ def one(
         list[str] | None, typer.Option(help="slo, target, keda, keda-fast, knative, ray, sagemaker; several times")
     ] = None,
     *,
+    recorded: Annotated[
+        Path | None, typer.Option(help="instead of a trace: the service's state folder, or a copy of its file")
+    ] = None,
+    workload: Annotated[str | None, typer.Option(help="with --recorded: namespace/name")] = None,
+    source: Annotated[str | None, typer.Option(help="with --recorded: which of several sources")] = None,
     cold_start: Annotated[float, typer.Option(help="mean cold start in seconds")] = 60.0,
     slo: Annotated[str, typer.Option(help='the promise: "WAIT_SECONDS:SHARE"')] = "60:0.95",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="runs per policy")] = 1,
@@ -46,8 +52,20 @@ def one(
     """Run policies against a trace and compare share in time, waits, GPU-seconds and starts."""
     if context.invoked_subcommand is not None:
         return
+    if recorded is not None:
+        if trace is not None or workload is None:
+            raise PilotlightError("--recorded goes with --workload namespace/name, and without --trace")
+        from scaler.backtest.recorded import recorded_trace, write_trace  # noqa: PLC0415 - heavy imports only where used
+
+        requests = recorded_trace(recorded, workload, source=source, concurrency=concurrency)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        # The processes that simulate read it by its name.
+        folder = out or Path(context.with_resource(TemporaryDirectory(prefix="pilotlight-")))
+        trace = str(folder / "recorded.csv")
+        write_trace(requests, Path(trace))
     if trace is None:
-        raise PilotlightError(f"--trace is required: {_PATTERN_HELP}")
+        raise PilotlightError(f"--trace or --recorded is required: {_PATTERN_HELP}")
     from scaler.backtest import report  # noqa: PLC0415 - heavy imports only where the verb runs
     from scaler.backtest.cases import Case  # noqa: PLC0415 - as above
     from scaler.trigger import parse_steps  # noqa: PLC0415 - as above

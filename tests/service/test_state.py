@@ -262,7 +262,11 @@ def test_what_nothing_changes_on_is_written_once_a_minute(tmp_path: Path) -> Non
             keep(state, 1)
             times.wall_now += 1.0
         keep(state, 2)
-    assert [row.at_seconds for row in rows(tmp_path)] == [1_000_000.0 + 60 * minute for minute in range(11)]
+    assert [row.at_seconds for row in rows(tmp_path)] == [
+        *(1_000_000.0 + 60 * minute for minute in range(10)),
+        1_000_599.0,  # the last look before it changed
+        1_000_600.0,
+    ]
 
 
 def test_more_observations_than_may_wait_are_dropped_and_counted(tmp_path: Path) -> None:
