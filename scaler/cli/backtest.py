@@ -65,7 +65,7 @@ def one(
         trace = str(folder / "recorded.csv")
         write_trace(requests, Path(trace))
     if trace is None:
-        raise PilotlightError(f"--trace or --recorded is required: {_PATTERN_HELP}")
+        raise PilotlightError(f"--trace is required, or --recorded: {_PATTERN_HELP}")
     from scaler.backtest import report  # noqa: PLC0415 - heavy imports only where the verb runs
     from scaler.backtest.cases import Case  # noqa: PLC0415 - as above
     from scaler.trigger import parse_steps  # noqa: PLC0415 - as above
