@@ -10,6 +10,7 @@
     └── SourceError          a source could not be read
         ├── SourceMissing    queue, topic or server name does not exist  FAILED_PRECONDITION
         ├── SourceDenied     credentials or rights refused               FAILED_PRECONDITION
+        ├── SourceNotInstalled  its client library is not installed      FAILED_PRECONDITION
         └── SourceUnavailable  cannot be read now, worth a retry         UNAVAILABLE
             ├── SourceTimeout
             └── SourceNoData   it answered, but with no usable sample
@@ -100,6 +101,12 @@ class SourceMissing(SourceError):
 
 class SourceDenied(SourceError):
     """Credentials or rights were refused; a person must act."""
+
+    grpc_code = "FAILED_PRECONDITION"
+
+
+class SourceNotInstalled(SourceError):
+    """The source's client library is not installed; the message names the extra that brings it."""
 
     grpc_code = "FAILED_PRECONDITION"
 

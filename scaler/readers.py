@@ -15,14 +15,22 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Protocol, Self
 
 import structlog
 
 from scaler.addresses import AddressGuard, api_server_addresses
-from scaler.errors import LimitReached, SourceError, SourceTimeout, SourceUnavailable, bare, quoted
+from scaler.errors import (
+    LimitReached,
+    SourceError,
+    SourceNotInstalled,
+    SourceTimeout,
+    SourceUnavailable,
+    bare,
+    quoted,
+)
 from scaler.settings import LimitSettings, ReadingSettings
 from scaler.source import AnySource, Client, SourceContext
 from scaler.trigger import Trigger
@@ -154,7 +162,7 @@ class _Reader:
             except SourceError as err:
                 failure = err
             except Exception as err:  # noqa: BLE001 - whatever a client does, only its own workloads feel it
-                failure = self._our_bug(err, "client_died")
+                failure = self._translated(err, "client_died")
             if not self.queries:
                 return
             self._failure = failure
@@ -250,7 +258,7 @@ class _Reader:
             if not scope.expired():
                 failure.__cause__ = err
         except Exception as err:  # noqa: BLE001 - as above
-            failure = self._our_bug(err, "read_failed")
+            failure = self._translated(err, "read_failed")
         finally:
             self._slots += 1
             for query in pending.values():
@@ -274,10 +282,27 @@ class _Reader:
             query.not_before = -math.inf
         self.pool.hand_over(query, outcome)
 
-    def _our_bug(self, err: BaseException, event: str) -> SourceError:
-        """Log a failure that the source should have translated; callers learn only that there was one."""
+    def _translated(self, err: Exception, event: str) -> SourceError:
+        """What callers learn of a failure that is no SourceError: a client library that is missing, or our bug.
+
+        A bug is logged; callers learn only that there was one.
+        """
+        for missing in _missing_modules(err):
+            return SourceNotInstalled(
+                f"source {self.source_name} needs its extra: pip install 'pilotlight[{self.source.needs_extra}]' "
+                f"(module {quoted(missing)} is not installed)"
+            )
         self.pool.metrics.bug(event, err, client=self.label)
         return SourceUnavailable(f"reading {quoted(self.label)} failed for a reason that only Pilotlight's log tells")
+
+
+def _missing_modules(err: BaseException) -> Iterator[str]:
+    """Names of modules of others that `err` says are not installed; one of our own is a bug, not an extra."""
+    if isinstance(err, BaseExceptionGroup):
+        for inner in err.exceptions:
+            yield from _missing_modules(inner)
+    elif isinstance(err, ModuleNotFoundError) and err.name and err.name.partition(".")[0] != "scaler":
+        yield err.name
 
 
 class Readers:

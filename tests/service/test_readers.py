@@ -12,7 +12,14 @@ from itertools import pairwise
 
 import pytest
 
-from scaler.errors import LimitReached, SourceDenied, SourceError, SourceTimeout, SourceUnavailable
+from scaler.errors import (
+    LimitReached,
+    SourceDenied,
+    SourceError,
+    SourceNotInstalled,
+    SourceTimeout,
+    SourceUnavailable,
+)
 from scaler.readers import Query, Readers
 from scaler.settings import (
     FileSettings,
@@ -238,6 +245,32 @@ async def test_a_client_that_can_not_open_is_tried_less_and_less_often(world: Wo
         world.open_error = None
         await asyncio.sleep(37)
         assert subscriber.last() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("missing", "kind", "bugs"),
+    [
+        pytest.param(ModuleNotFoundError(name="aiobroker.client"), SourceNotInstalled, 0, id="a library of others"),
+        pytest.param(
+            ExceptionGroup("tasks", [ExceptionGroup("more", [ModuleNotFoundError(name="aiobroker")])]),
+            SourceNotInstalled,
+            0,
+            id="within task groups",
+        ),
+        pytest.param(ModuleNotFoundError(name="scaler.sources.gone"), SourceUnavailable, 1, id="a module of ours"),
+    ],
+)
+async def test_a_missing_client_library_is_no_bug_but_an_extra_to_install(
+    world: World, missing: Exception, kind: type[SourceError], bugs: int
+) -> None:
+    world.open_error = missing
+    async with pool() as (readers, telemetry):
+        subscriber = subscribe(readers, trigger())
+        await asyncio.sleep(0.5)
+        outcome = subscriber.last()
+        assert type(outcome) is kind
+        assert telemetry.bugs == bugs
+        assert ("source scripted needs its extra: pip install 'pilotlight[test]'" in str(outcome)) is (bugs == 0)
 
 
 async def test_a_client_nobody_needs_closes_after_a_while_and_opens_anew_when_needed(world: World) -> None:

@@ -7,15 +7,17 @@ one request per leader.
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from scaler.core.model import ReplicaView, Sample
 from scaler.errors import SourceMissing, SourceNoData, quoted
 from scaler.parameters import Values
 from scaler.source import Client, Source, SourceContext
-from scaler.sources.kafka.config import PARAMETERS, KafkaConfig, KafkaQuery, parse_config
+from scaler.sources.kafka.config import PARAMETERS, KafkaConfig, KafkaQuery, MskConfig, OAuthConfig, parse_config
 from scaler.sources.kafka.lag import KafkaReading, PartitionReading, is_active, lag_messages, metric_value, totals
 
 # What people are shown of a group with very many topics.
@@ -67,9 +69,7 @@ class Kafka(Source[KafkaConfig, KafkaQuery, KafkaReading]):
 
     def open(self, config: KafkaConfig, context: SourceContext) -> AbstractAsyncContextManager[Client]:
         """The client of one cluster and one set of credentials."""
-        from scaler.sources.kafka.client import open_client  # noqa: PLC0415 - loads aiokafka, so on first use
-
-        return open_client(config.endpoint, context)
+        return _open(config, context)
 
     def sample(
         self,
@@ -117,6 +117,20 @@ class Kafka(Source[KafkaConfig, KafkaQuery, KafkaReading]):
     def warnings(self, config: KafkaConfig) -> tuple[str, ...]:
         """What works but looks odd."""
         return config.warnings
+
+
+@asynccontextmanager
+async def _open(config: KafkaConfig, context: SourceContext) -> AsyncIterator[Client]:
+    """The client libraries load here, on first use, and in a thread: aiokafka alone takes up to a second."""
+    module = await asyncio.to_thread(importlib.import_module, f"{__name__}.client")
+    sasl = config.endpoint.sasl
+    if sasl is not None and isinstance(sasl.tokens, OAuthConfig):
+        await asyncio.to_thread(importlib.import_module, "aiohttp")
+    elif sasl is not None and isinstance(sasl.tokens, MskConfig):
+        await asyncio.to_thread(importlib.import_module, "aiobotocore.session")
+    opened: AbstractAsyncContextManager[Client] = module.open_client(config.endpoint, context)
+    async with opened as client:
+        yield client
 
 
 def _selected(

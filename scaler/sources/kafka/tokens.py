@@ -54,7 +54,7 @@ class OAuthTokens(TokenProvider):
     """Tokens of a token endpoint, kept until shortly before they end."""
 
     def __init__(self, sasl: SaslConfig, oauth: OAuthConfig, context: SourceContext) -> None:
-        import aiohttp  # noqa: PLC0415 - only where OAuth is used, and before any timeout runs: it takes a second
+        import aiohttp  # noqa: PLC0415 - loaded when the client opens, and only where OAuth is used
 
         super().__init__(sasl, context)
         self._aiohttp = aiohttp
