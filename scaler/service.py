@@ -35,8 +35,9 @@ from scaler.telemetry import Telemetry
 
 SERVICE: Final = "externalscaler.ExternalScaler"
 
-# gRPC sends the detail as a header; clients take 8 KiB of headers in all, and other bytes are sent as %XX.
-_DETAIL_CHARACTERS = 2_000
+# gRPC sends the detail as a header, where a byte other than printable ASCII takes three (%XX); clients take 8 KiB of
+# headers in all, and answer RESOURCE_EXHAUSTED themselves where there is more.
+_DETAIL_BYTES = 4_000
 
 _ACTIVE = pb.IsActiveResponse(result=True).SerializeToString()
 _INACTIVE = pb.IsActiveResponse(result=False).SerializeToString()
@@ -260,9 +261,24 @@ class Guard:
             self._telemetry.bug("rpc_failed", err, method=f"{self._service}/{name}")
             code, detail = grpc.StatusCode.INTERNAL, "an internal error; Pilotlight's log has the detail"
         self._telemetry.rpc_ended(name, code.name)
-        if len(detail) > _DETAIL_CHARACTERS:
-            detail = detail[: _DETAIL_CHARACTERS - 1] + "…"
-        await context.abort(code, detail)
+        await context.abort(code, _bounded(detail))
+
+
+def _bounded(detail: str) -> str:
+    """`detail`, cut where gRPC's percent-encoding of it would exceed `_DETAIL_BYTES`."""
+    room_bytes = _DETAIL_BYTES - _encoded_bytes("…")
+    used_bytes = kept = 0
+    for number, character in enumerate(detail):
+        used_bytes += _encoded_bytes(character)
+        if used_bytes <= room_bytes:
+            kept = number + 1
+        if used_bytes > _DETAIL_BYTES:
+            return detail[:kept] + "…"
+    return detail
+
+
+def _encoded_bytes(character: str) -> int:
+    return 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode(errors="replace"))
 
 
 # --- the listener ---

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import string
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -78,12 +80,24 @@ async def test_bad_requests_are_told_what_is_wrong(
             got, detail = await call(running, method, body)
             assert got.name == code
             assert words in detail
-            assert len(detail) <= 2_000
+            assert len(detail) <= 4_000
             assert detail.isprintable()
         assert (await call(running, "GetMetricSpec", ref(GOOD)))[0] == grpc.StatusCode.OK
         scrape = await _metrics(running)
     assert b"scaler_internal_errors_total 0.0" in scrape
     assert world.opened <= 1
+
+
+@pytest.mark.parametrize("letter", ["😀", "é", "%", "x"])
+async def test_a_long_error_in_any_script_keeps_its_code(shell: RunShell, world: World, letter: str) -> None:
+    metadata = {"source": "rabbitmq"} | {f"{letter * 60}{number}": "x" for number in range(40)}
+    async with shell() as running:
+        for method in ("IsActive", "GetMetricSpec"):
+            code, detail = await call(running, method, ref(metadata))
+            assert code == grpc.StatusCode.INVALID_ARGUMENT, detail
+            assert "unknown key" in detail
+            assert len(quote(detail, safe=string.punctuation.replace("%", "") + " ")) <= 4_000
+    assert world.opened == 0
 
 
 def open_stream(shell: Shell) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
