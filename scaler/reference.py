@@ -45,6 +45,9 @@ def _introduction(source: AnySource) -> str:
     lines = [f"{source.summary}. Read every {source.sample_seconds:g} s unless `sampleSeconds` says otherwise."]
     if source.keda_trigger is not None:
         lines.append(f"Takes the metadata of KEDA's `{source.keda_trigger}` trigger.")
+    if source.allow_kinds:
+        kinds = ", ".join(f"`{kind}`" for kind in source.allow_kinds)
+        lines.append(f"A connection's `allow` may restrict {kinds}.")
     lines.append(f"Installed by `pip install 'pilotlight[{source.needs_extra}]'`.\n")
     return "\n".join(lines)
 

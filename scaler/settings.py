@@ -292,6 +292,13 @@ def _connection(name: str, parsed: ConnectionSettings, environment: Mapping[str,
             raise SettingsInvalid(
                 f"{place}: source {quoted(source_name)} is not known; expected one of {', '.join(sorted(known))}"
             )
+    for source_name in (parsed.source, *parsed.also):
+        unknown = sorted(set(parsed.allow) - set(known[source_name].allow_kinds))
+        if unknown:  # a restriction that is not understood must not pass for none
+            raise SettingsInvalid(
+                f"{place}.allow.{unknown[0]}: source {source_name} knows no such kind; "
+                f"expected one of {', '.join(known[source_name].allow_kinds)}"
+            )
     parameters = {
         parameter.name: parameter
         for parameter in known[parsed.source].parameters

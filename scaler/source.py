@@ -88,6 +88,8 @@ class Source(ABC, Generic[ConfigT, QueryT, ReadingT]):
     sample_seconds: float
     batched: bool = False
     needs_extra: str
+    # What a connection's `allow` may restrict: the keys of `resources`, and what the client applies by itself.
+    allow_kinds: tuple[str, ...] = ()
 
     @abstractmethod
     def parse(self, values: Values) -> ConfigT:

@@ -243,7 +243,7 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
         refusal = err
         values = read_values(parameters, raw)
     by_name = {parameter.name: parameter for parameter in parameters}
-    _check_belonging(by_name, raw, values, names_connection=bool(raw.get("connection", "").strip()))
+    _check_belonging(by_name, raw, values, names_connection=bool(_said(raw, "connection")))
     values.problems.extend(unknown_keys(parameters, raw))
     goals = _goals(values)
     config = source.parse(values)
@@ -330,9 +330,14 @@ def parse_steps(text: str) -> tuple[ReplicaStep, ...]:
     return tuple(steps)
 
 
+def _said(raw: Mapping[str, str], name: str) -> str:
+    """The text of a key or of its FromEnv form, trimmed; empty where neither is set."""
+    return raw.get(name, "").strip() or raw.get(f"{name}{FROM_ENV}", "").strip()
+
+
 def _source(raw: Mapping[str, str], subject: str) -> tuple[str, AnySource]:
     known = sources()
-    name = (raw.get("source", "").strip() or raw.get(f"source{FROM_ENV}", "")).strip()
+    name = _said(raw, "source")
     if name in known:
         return name, known[name]
     expected = "expected one of " + ", ".join(sorted(known))
@@ -359,7 +364,7 @@ def _connection(
     raw: Mapping[str, str], namespace: str, source_name: str, settings: Settings
 ) -> tuple[Connection | None, PilotlightError | None]:
     """The connection that the trigger names, or why it can't be used."""
-    name = raw.get("connection", "").strip()
+    name = _said(raw, "connection")
     if not name:
         return None, None
     connection = settings.connections.get(name)

@@ -15,12 +15,16 @@ from scaler.core.replicas import current, reachable
 def confirm(
     *, active: bool, confirmed: int, last: Decision | None, goals: Goals, sample: Sample
 ) -> tuple[bool, int, Step | None]:
-    """(active, reads that agree so far, step): approximate counts may show work that isn't there."""
+    """(active, reads that agree so far, step): approximate counts may show work that isn't there.
+
+    Only what is known to be inactive is woken: with nothing remembered (a restart) replicas may well be serving,
+    and an answer of inactive could scale them to zero.
+    """
     if not active:
         return False, 0, None
     needed = goals.confirmations if sample.approximate else 1
     seen = min(confirmed + 1, needed)
-    if seen >= needed or (last is not None and last.active):
+    if seen >= needed or last is None or last.active:
         return True, needed, None
     reason = "read {} of {} that must agree before waking"
     return False, seen, Step(name="confirm", before=1, after=0, reason=reason, numbers=(seen, needed))

@@ -26,8 +26,8 @@ def _secret(name: str, help_text: str, *, aliases: tuple[str, ...] = ()) -> Para
     return Parameter(name=name, aliases=aliases, belongs=Belongs.CREDENTIAL, secret=True, help=help_text)
 
 
-def _refused(name: str, why: str, *, belongs: Belongs = Belongs.CREDENTIAL) -> Parameter:
-    return Parameter(name=name, belongs=belongs, help="not supported", refused=why)
+def _refused(name: str, why: str, *, belongs: Belongs = Belongs.CREDENTIAL, aliases: tuple[str, ...] = ()) -> Parameter:
+    return Parameter(name=name, aliases=aliases, belongs=belongs, help="not supported", refused=why)
 
 
 ENDPOINT_PARAMETERS: tuple[Parameter, ...] = (
@@ -99,7 +99,8 @@ ENDPOINT_PARAMETERS: tuple[Parameter, ...] = (
         help="retired by KEDA; ignored",
         retired="use customHeaders: X-Scope-OrgID=...",
     ),
-    *(_refused(name, _OAUTH) for name in ("oauthTokenURI", "clientID", "clientSecret", "scopes", "endpointParams")),
+    *(_refused(name, _OAUTH) for name in ("oauthTokenURI", "clientID", "clientSecret", "endpointParams")),
+    _refused("scopes", _OAUTH, aliases=("scope",)),
     *(_refused(name, _AZURE, belongs=Belongs.ENDPOINT) for name in ("azureManagedPrometheusResourceURL", "cloud")),
     *(
         _refused(name, _GCP)

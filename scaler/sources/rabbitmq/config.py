@@ -269,6 +269,11 @@ def parse(values: Values) -> RabbitConfig:
             values.problem("queueName", str(err), value=queue)
     elif len(queue.encode("utf-8", "replace")) > _NAME_BYTES:
         values.problem("queueName", f"a queue's name has at most {_NAME_BYTES} bytes", value=queue)
+    vhost = _vhost(values, uri_path, amqp=amqp)
+    if not amqp:
+        for name, text in (("queueName", "" if regex else queue), ("vhostName", vhost)):
+            if text in {".", ".."}:  # a step in a URL's path, however it is quoted
+                values.problem(name, "the management API can't be asked for this name; use an amqp host", value=text)
     if values.flag("excludeUnacknowledged"):
         if amqp:
             values.problem("excludeUnacknowledged", _HTTP_ONLY)
@@ -282,7 +287,7 @@ def parse(values: Values) -> RabbitConfig:
         warnings.append(f"pageSize is above RabbitMQ's limit: {LARGEST_PAGE} is used")
     return RabbitConfig(
         server=server or Server(scheme="", host="", port=0),
-        vhost=_vhost(values, uri_path, amqp=amqp),
+        vhost=vhost,
         queue=queue,
         mode=mode,
         value=value,

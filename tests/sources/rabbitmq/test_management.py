@@ -591,13 +591,6 @@ async def test_one_slow_queue_does_not_fail_the_others() -> None:
     assert all(isinstance(one, Reading) for one in found[1:])
 
 
-@pytest.mark.parametrize("name", [".", ".."])
-async def test_a_queue_named_like_a_folder_is_not_another_resource(vhost: Vhost, name: str) -> None:
-    config = config_of(vhost.trigger(name))
-    async with opened(config) as client:
-        assert isinstance(await outcome(client, config), SourceError)
-
-
 class CountingProxy:
     """Passes requests on to the management API and notes their paths."""
 
