@@ -7,15 +7,21 @@ from typing import Annotated
 
 import typer
 
+_PAGE = Path("docs/sources.md")
+
 
 def docs(
-    file: Annotated[Path, typer.Option(help="the page to write")] = Path("docs/sources.md"),
+    file: Annotated[Path, typer.Option(help="the page to write")] = _PAGE,
     *,
     check: Annotated[bool, typer.Option(help="only compare; exit 1 where the page is not current")] = False,
     json: Annotated[bool, typer.Option("--json", help="print the outcome as JSON")] = False,
 ) -> None:
-    """Write the page of sources and metadata."""
+    """Write the page of sources and metadata, in a checkout of Pilotlight's source."""
     import json as jsonlib  # noqa: PLC0415
+
+    if file == _PAGE and not Path("pyproject.toml").exists() and not _PAGE.parent.is_dir():
+        typer.echo("`pilotlight docs` is for Pilotlight's source tree: run it there, or name a --file", err=True)
+        raise typer.Exit(2)
 
     from scaler.reference import sources_page  # noqa: PLC0415 - loads every source
 
