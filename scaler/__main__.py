@@ -73,7 +73,7 @@ async def serve(
     options = server_options(server_settings, settings.limits.message_bytes)
     kedas = grpc.aio.server(options=options)
     kedas.add_generic_rpc_handlers((ExternalScaler(evaluator, settings, telemetry).handler(), health.handler()))
-    grpc_address = _bind(kedas, server_settings.listen, server_settings.tls, "server.listen")
+    grpc_address = _bind(kedas, server_settings.listen, server_settings.tls, "server.listen", "server.tls")
     servers = [kedas]
     hints_address = None
     if server_settings.hints_listen is not None:
@@ -82,7 +82,9 @@ async def serve(
             evaluator, telemetry, server=server_settings, token_file=server_settings.hints_token_file, clock=clock
         )
         ours.add_generic_rpc_handlers((*hints.handlers(), health.handler()))
-        hints_address = _bind(ours, server_settings.hints_listen, server_settings.hints_tls, "server.hintsListen")
+        hints_address = _bind(
+            ours, server_settings.hints_listen, server_settings.hints_tls, "server.hintsListen", "server.hintsTls"
+        )
         servers.append(ours)
     if server_settings.reflection:
         _reflect(kedas, SERVICE)
@@ -126,7 +128,7 @@ async def serve(
                 task.cancel()
 
 
-def _bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None, setting: str) -> str:
+def _bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None, setting: str, tls_setting: str) -> str:
     """Take the port; `host:port` as it came out. Raises SettingsInvalid."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
@@ -135,7 +137,7 @@ def _bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None, settin
         if tls is None:
             taken = server.add_insecure_port(address)
         else:
-            taken = server.add_secure_port(address, server_credentials(tls))
+            taken = server.add_secure_port(address, server_credentials(tls, setting=tls_setting))
     except RuntimeError as err:
         raise SettingsInvalid(f"{setting} {quoted(address)}: can't listen there; is the port taken?") from err
     return f"{host}:{taken}"

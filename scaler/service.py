@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from fnmatch import fnmatchcase
@@ -304,16 +305,48 @@ def server_options(server: ServerSettings, message_bytes: int) -> list[tuple[str
     ]
 
 
-def server_credentials(tls: TlsSettings) -> grpc.ServerCredentials:
-    """Credentials that follow the certificate's files. Raises SettingsInvalid where they can't be read."""
+def server_credentials(tls: TlsSettings, *, setting: str) -> grpc.ServerCredentials:
+    """Credentials that follow the certificate's files. Raises SettingsInvalid where `setting` names no usable ones."""
     files = _CertificateFiles(tls)
     try:
+        _check_certificates(tls, setting)
         first = files.load()
     except OSError as err:
-        raise SettingsInvalid(f"the TLS files can't be read: {quoted(err.filename)} ({type(err).__name__})") from err
+        raise SettingsInvalid(
+            f"{setting}: the TLS files can't be read: {quoted(err.filename)} ({type(err).__name__})"
+        ) from err
     return grpc.dynamic_ssl_server_credentials(
         first, files.fetch, require_client_authentication=tls.client_ca_file is not None
     )
+
+
+def _check_certificates(tls: TlsSettings, setting: str) -> None:
+    """Raise SettingsInvalid where gRPC could not use the files: it only says that it can't bind. OSError: no file."""
+    for field, path in (("certFile", tls.cert_file), ("clientCaFile", tls.client_ca_file)):
+        if path is None:
+            continue
+        text = _pem(path)
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)
+        except (ssl.SSLError, ValueError) as err:
+            raise SettingsInvalid(f"{setting}.{field} {quoted(path)}: expected certificates in PEM form") from err
+    _pem(tls.key_file)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("ALL:@SECLEVEL=0")  # which keys are strong enough is for gRPC to say
+    try:
+        # The password is always given, or OpenSSL would ask for it on the terminal.
+        context.load_cert_chain(tls.cert_file, tls.key_file, password="")
+    except ssl.SSLError as err:
+        if err.reason == "KEY_VALUES_MISMATCH":
+            expected = f"expected the private key of the first certificate in certFile {quoted(tls.cert_file)}"
+        else:
+            expected = "expected a private key in PEM form, without a password"
+        raise SettingsInvalid(f"{setting}.keyFile {quoted(tls.key_file)}: {expected}") from err
+
+
+def _pem(path: str) -> str:
+    with open(path, encoding="ascii", errors="replace") as file:  # noqa: PTH123 - a setting's own path
+        return file.read()
 
 
 class _CertificateFiles:

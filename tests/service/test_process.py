@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -26,7 +27,7 @@ from scaler._generated import externalscaler_pb2 as pb
 from scaler._generated import externalscaler_pb2_grpc as pb_grpc
 from scaler._generated import pilotlight_pb2 as ours
 from scaler._generated import pilotlight_pb2_grpc as ours_grpc
-from scaler.errors import SettingsInvalid
+from scaler.errors import SettingsInvalid, quoted
 from scaler.settings import load_settings
 from tests.service.conftest import until
 from tests.services.certificates import Certificate, CertificateAuthority
@@ -281,6 +282,51 @@ async def test_settings_that_can_not_serve_say_which_and_why(
     config.write_text(yaml.safe_dump({"server": LISTEN | dict(server)}))
     with pytest.raises(SettingsInvalid, match=words):
         await serve(load_settings(str(config)), ready=lambda _: None, stop=asyncio.Event())
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        pytest.param("certFile", "expected certificates in PEM form", id="no certificate"),
+        pytest.param("clientCaFile", "expected certificates in PEM form", id="no authority"),
+        pytest.param("keyFile", "expected a private key in PEM form", id="no key"),
+        pytest.param("another", "expected the private key of the first certificate", id="the key of another"),
+        pytest.param("locked", "without a password", id="a key under a password"),
+    ],
+)
+@pytest.mark.parametrize("listener", ["tls", "hintsTls"])
+async def test_tls_files_that_can_not_serve_are_named(
+    tmp_path: Path,
+    authority: CertificateAuthority,
+    capfd: pytest.CaptureFixture[str],
+    *,
+    field: str,
+    words: str,
+    listener: str,
+) -> None:
+    server, bad = authority.server(), tmp_path / "bad.pem"
+    bad.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+    if field == "another":
+        field, bad = "keyFile", authority.client("another").key_path
+    elif field == "locked":
+        field = "keyFile"
+        key = serialization.load_pem_private_key(server.key_path.read_bytes(), password=None)
+        bad.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(b"hunter2"),
+            )
+        )
+    files = {"certFile": server.certificate_path, "keyFile": server.key_path, field: bad}
+    config = tmp_path / "pilotlight.yaml"
+    tls = {name: str(path) for name, path in files.items()}
+    config.write_text(yaml.safe_dump({"server": LISTEN | {listener: tls}}))
+    with pytest.raises(SettingsInvalid, match=words) as caught:
+        await serve(load_settings(str(config)), ready=lambda _: None, stop=asyncio.Event())
+    assert f"server.{listener}.{field}" in str(caught.value)
+    assert quoted(bad) in str(caught.value)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_command_tells_what_keeps_it_from_serving_in_one_line(tmp_path: Path) -> None:
