@@ -99,7 +99,7 @@ async def test_sigterm_ends_streams_with_ok_finishes_calls_and_exits_with_zero(t
         watch = health.Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         streams = [stub.StreamIsActive(ref()) for _ in range(20)]
-        await asyncio.sleep(0.3)
+        await until(lambda: _serves(process, "scaler_streams 20"), seconds=30)  # a call on its way would be cancelled
         # A call that waits for its first reading when the signal comes: its answer still arrives.
         in_flight = asyncio.create_task(_code(stub.IsActive(ref("team-b"))))
         await asyncio.sleep(0.05)
@@ -115,6 +115,16 @@ async def test_sigterm_ends_streams_with_ok_finishes_calls_and_exits_with_zero(t
         assert time.monotonic() - started < 10
     assert process.events()[-1]["event"] == "stopped"
     assert not [event for event in process.events() if event["level"] == "error"]
+
+
+async def _serves(process: Process, line: str) -> bool:
+    """Whether the service's own metrics hold this line."""
+    reader, writer = await asyncio.open_connection(*process.serving["metrics"].split(":"))
+    writer.write(b"GET /metrics HTTP/1.1\r\nconnection: close\r\n\r\n")
+    text = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    return any(found.startswith(line) for found in text.splitlines())
 
 
 def _health(channel: grpc.aio.Channel) -> Any:
