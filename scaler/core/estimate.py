@@ -182,7 +182,10 @@ def updated(
             crowd_base = crowd_base * fade + window_arrived
         if expected >= 1.0:
             fade = 1.0 - 1.0 / _ERRORS_KEPT
-            error_squares = error_squares * fade + (window_arrived - expected) ** 2
+            # A burst that sets in is one surprise, not how uneven its traffic is: one window moves it so far only.
+            most = 4.0 * (known.dispersion + 1.0) * expected
+            above = max(window_arrived - expected, 0.0)  # only being surprised from above makes anyone late
+            error_squares = error_squares * fade + min(2.0 * above * above, most)
             error_base = error_base * fade + expected
         window_at, window_arrived, window_forecast = now_seconds, 0.0, short.value
 

@@ -35,10 +35,10 @@ from scaler.core.warm_pool import warm_hint
 
 HPA_WAIT_SECONDS = 7.5  # half a sync of 15 s: how long the HPA takes to see an answer, on average
 HPA_SPREAD_SECONDS = 4.3  # ... and its standard deviation
-BUDGET_FIRST = 6.0  # misses over the budget that quadruple the price
+BUDGET_FIRST = 6.0  # misses over the budget that double the base of the power
 BUDGET_SHARE = 0.25  # ... or this share of what a day's requests may miss, where that is more
-CROWD_SHARE = 1.0  # ... or this share of the requests that one surprise makes late, where that is more
-PRICE_POWER = 2.0
+CROWD_SHARE = 0.5  # ... or this share of the requests that one surprise makes late, where that is more
+PRICE_POWER = 2.5
 PRICE_FIRST = 0.4  # of service seconds times the root of the odds of the promise
 FLOOR = 1.2  # a replica that works through one whole wait always pays for itself, with this margin
 SERVICE_VARIATION = 0.5  # squared coefficient of variation of service times, for how far capacity may be off
@@ -123,7 +123,9 @@ class Slo:
         # More may be started than there are requests, to beat the odds of a late cold start: that is not use.
         using = min(need, math.ceil((known.waiting + known.in_flight) / start.slots - 1e-9), goals.max_replicas)
         on_demand = start.begun(wait_seconds, start.lead_seconds + HPA_WAIT_SECONDS)
-        missing = in_time * min(price, start.lead_seconds / max(on_demand, 1e-9))
+        # Many at once may avert on demand what one that is kept would; with what each miss costs, less relied upon.
+        averted = min(price, start.lead_seconds / max(on_demand, 1e-9))
+        missing = in_time * math.sqrt(price * averted)
         holds = in_use(
             state.holds,
             using,
