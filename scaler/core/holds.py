@@ -65,9 +65,14 @@ def in_use(
                 break
         used = (*[entry for entry in used if entry[0] > using], (using, now_seconds))
     timeouts, timeouts_for = known.timeouts_seconds, known.timeouts_for
-    if learned or not timeouts or letting_go != timeouts_for:
+    if learned or not timeouts or moved(timeouts_for, letting_go):
         timeouts, timeouts_for = timeouts_of(gaps, letting_go), letting_go
     return Holds(used, gaps, timeouts, timeouts_for)
+
+
+def moved(before: tuple[float, ...], now: tuple[float, ...]) -> bool:
+    """Whether any cost moved by more than a twentieth: below that the timeouts are near enough."""
+    return any(not -0.05 * old - 0.1 <= new - old <= 0.05 * old + 0.1 for old, new in zip(before, now, strict=True))
 
 
 def held(known: Holds, now_seconds: float, *, kept_after_last_seconds: float = 0.0) -> tuple[int, float]:
@@ -94,6 +99,9 @@ def timeouts_of(gaps: tuple[tuple[float, ...], ...], letting_go: tuple[float, ..
     timeouts = []
     for row, cost_of_one in zip(gaps, letting_go, strict=True):
         total = sum(row)
+        if total == 0:
+            timeouts.append(cost_of_one)
+            continue
         best_cost, best_seconds = cost_of_one * total, 0.0
         kept_cost, left = 0.0, total
         for index, edge_seconds in enumerate(_EDGES):
