@@ -72,7 +72,8 @@ async def serve(
     health = Health((SERVICE,), telemetry)
     options = server_options(server_settings, settings.limits.message_bytes)
     kedas = grpc.aio.server(options=options)
-    kedas.add_generic_rpc_handlers((ExternalScaler(evaluator, settings, telemetry).handler(), health.handler()))
+    ExternalScaler(evaluator, settings, telemetry).add_to(kedas)
+    health.add_to(kedas)
     grpc_address = _bind(kedas, server_settings.listen, server_settings.tls, "server.listen", "server.tls")
     servers = [kedas]
     hints_address = None
@@ -81,7 +82,8 @@ async def serve(
         hints = Hints(
             evaluator, telemetry, server=server_settings, token_file=server_settings.hints_token_file, clock=clock
         )
-        ours.add_generic_rpc_handlers((*hints.handlers(), health.handler()))
+        hints.add_to(ours)
+        health.add_to(ours)
         hints_address = _bind(
             ours, server_settings.hints_listen, server_settings.hints_tls, "server.hintsListen", "server.hintsTls"
         )

@@ -360,6 +360,24 @@ class Evaluator:
         found = self._objects.get((namespace, name))
         return [workload for workload in found.workloads if not workload.superseded] if found else []
 
+    def undisturbed(self, digest: Digest) -> Workload | None:
+        """The workload of this digest, called now, where its last answers stand as they are.
+
+        None where there is anything to look at: it is not known, fails for too long, waits for its first
+        reading, or shares its ScaledObject with others.
+        """
+        workload = self._workloads.get(digest)
+        if workload is None:
+            return None
+        now = self._clock()
+        if now > workload.good_until or len(workload.scaled_object.workloads) > 1:
+            return None
+        if now - workload.called_at > _ONE_POLL_SECONDS:
+            self._touch(workload, now)
+        else:
+            workload.called_at = workload.touched_at = now
+        return workload
+
     def known(self, digest: Digest, *, called: bool = True) -> Workload | None:
         """The workload of this digest; None where it must be admitted first.
 

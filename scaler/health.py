@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Final
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from scaler.errors import LimitReached
-from scaler.service import Context, Guard, parsed
+from scaler.service import Context, Guard, add_methods, parsed
 from scaler.telemetry import Telemetry
 
 SERVICE: Final = "grpc.health.v1.Health"
@@ -36,14 +36,14 @@ class Health:
         """NOT_SERVING from now on."""
         self._draining.set()
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Check and Watch."""
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve Check and Watch."""
         guard = Guard(self._telemetry, SERVICE)
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Check": guard.unary("HealthCheck", self.check),
-            "Watch": guard.stream("HealthWatch", self.watch),
-        }
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        add_methods(
+            server,
+            SERVICE,
+            {"Check": guard.unary("HealthCheck", self.check), "Watch": guard.stream("HealthWatch", self.watch)},
+        )
 
     def _status(self, service: str) -> bytes:
         if service not in self._services:

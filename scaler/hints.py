@@ -20,7 +20,7 @@ from scaler._generated import pilotlight_pb2 as pb
 from scaler.core.model import Decision, ReplicaView
 from scaler.errors import LimitReached, MetricUnknown, NamespaceDenied, Problem, SettingsInvalid, TriggerInvalid, quoted
 from scaler.evaluator import Evaluator, Workload
-from scaler.service import Context, Guard, parsed
+from scaler.service import Context, Guard, add_methods, parsed
 from scaler.settings import ServerSettings
 from scaler.telemetry import Telemetry
 
@@ -63,28 +63,26 @@ class Hints:
         self._token_file = token_file
         self._clock = clock
 
-    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        """Every RPC, behind the token where there is one."""
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve every RPC, behind the token where there is one."""
         replicas, explain = Guard(self._telemetry, REPLICAS), Guard(self._telemetry, EXPLAIN)
         warm = Guard(self._telemetry, WARM_POOL)
-        return (
-            grpc.method_handlers_generic_handler(
-                REPLICAS, {"Report": replicas.unary("Report", self._let(self.report))}
-            ),
-            grpc.method_handlers_generic_handler(
-                EXPLAIN,
-                {
-                    "Get": explain.unary("Explain", self._let(self.get)),
-                    "List": explain.unary("List", self._let(self.list)),
-                },
-            ),
-            grpc.method_handlers_generic_handler(
-                WARM_POOL,
-                {
-                    "GetHint": warm.unary("GetHint", self._let(self.get_hint)),
-                    "WatchHint": warm.stream("WatchHint", self.watch_hint),
-                },
-            ),
+        add_methods(server, REPLICAS, {"Report": replicas.unary("Report", self._let(self.report))})
+        add_methods(
+            server,
+            EXPLAIN,
+            {
+                "Get": explain.unary("Explain", self._let(self.get)),
+                "List": explain.unary("List", self._let(self.list)),
+            },
+        )
+        add_methods(
+            server,
+            WARM_POOL,
+            {
+                "GetHint": warm.unary("GetHint", self._let(self.get_hint)),
+                "WatchHint": warm.stream("WatchHint", self.watch_hint),
+            },
         )
 
     def _let(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
