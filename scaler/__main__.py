@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import grpc
 import structlog
 
+from scaler import garbage
 from scaler.errors import SettingsInvalid, quoted
 from scaler.evaluator import Evaluator
 from scaler.health import Health
@@ -26,7 +27,7 @@ from scaler.readers import Readers
 from scaler.service import SERVICE, ExternalScaler, server_credentials, server_options
 from scaler.settings import Settings, TlsSettings, load_settings
 from scaler.state import StateFile
-from scaler.telemetry import MetricsListener, Telemetry, configure_logs, settle_garbage, watch_lag
+from scaler.telemetry import MetricsListener, Telemetry, configure_logs, watch_lag
 
 if TYPE_CHECKING:
     from scaler.readers import Subscriber
@@ -70,7 +71,7 @@ async def serve(
         evaluator.on_outcome(workload, outcome, now)  # type: ignore[arg-type]  # only workloads subscribe
 
     health = Health((SERVICE,), telemetry)
-    options = server_options(server_settings, settings.limits.message_bytes)
+    options = server_options(server_settings, settings.limits)
     kedas = grpc.aio.server(options=options)
     ExternalScaler(evaluator, settings, telemetry).add_to(kedas)
     health.add_to(kedas)
@@ -104,7 +105,12 @@ async def serve(
                 scaler_state_failed_commits=("Writes of the state file that failed.", lambda: state.failed_commits),
             )
         readers = Readers(
-            reading=settings.reading, limits=settings.limits, metrics=telemetry, dispatch=dispatch, clock=clock
+            reading=settings.reading,
+            limits=settings.limits,
+            metrics=telemetry,
+            dispatch=dispatch,
+            portion_done=garbage.Garbage().portion_done,
+            clock=clock,
         )
         await stack.enter_async_context(readers)
         telemetry.gauges.update(
@@ -118,7 +124,11 @@ async def serve(
             metrics_address = await _listen(metrics, server_settings.metrics_listen)
             stack.push_async_callback(metrics.close)
         async with asyncio.TaskGroup() as group:
-            upkeep = [group.create_task(evaluator.run()), group.create_task(watch_lag(telemetry))]
+            upkeep = [
+                group.create_task(evaluator.run()),
+                group.create_task(watch_lag(telemetry)),
+                group.create_task(_collect_garbage()),
+            ]
             for server in servers:
                 await server.start()
             ready(Serving(pid=os.getpid(), grpc=grpc_address, hints=hints_address, metrics=metrics_address))
@@ -128,6 +138,12 @@ async def serve(
             await asyncio.gather(*(server.stop(server_settings.drain_seconds) for server in servers))
             for task in upkeep:
                 task.cancel()
+
+
+async def _collect_garbage() -> None:
+    while True:
+        await asyncio.sleep(garbage.FULL_EVERY_SECONDS)
+        garbage.look_at_everything()
 
 
 def _bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None, setting: str, tls_setting: str) -> str:
@@ -180,7 +196,7 @@ async def _until_signal(settings: Settings, ready_file: Path | None) -> None:
         loop.add_signal_handler(number, end)
 
     def ready(serving: Serving) -> None:
-        settle_garbage()
+        garbage.settle()
         if ready_file is not None:
             # Whole or not at all: whoever waits for the file reads it at once.
             part = ready_file.with_name(f".{ready_file.name}.{serving.pid}")

@@ -179,6 +179,7 @@ class Workload:
     """One trigger that KEDA asks about. See the module for how its parts change."""
 
     __slots__ = (
+        "admitted_at",
         "beat_at",
         "blank_until",
         "called_at",
@@ -214,7 +215,7 @@ class Workload:
         self.failing_since = math.inf
         # Until when `metrics_body` may be sent without a second look.
         self.good_until = -math.inf
-        self.touched_at = now
+        self.admitted_at = self.touched_at = now
         self.called_at = -math.inf
         self.interval_seconds = 0.0
         self.beat_at = math.inf
@@ -709,15 +710,18 @@ class Evaluator:
     # --- answers ---
 
     async def first(self, workload: Workload) -> None:
-        """Wait for the first reading, or the first failure, for a while at most."""
-        if (workload.memory.last is not None and not workload.restored) or workload.error is not None:
+        """Wait for the first reading, or the first failure, while the workload is as good as new."""
+        first_answer_seconds = self._settings.reading.first_answer_seconds
+        left_seconds = workload.admitted_at + first_answer_seconds - self._clock()
+        known = workload.memory.last is not None and not workload.restored
+        if known or workload.error is not None or left_seconds <= 0:
             return
         future = asyncio.get_running_loop().create_future()
         if workload.waiters is None:
             workload.waiters = []
         workload.waiters.append(future)
         try:
-            async with asyncio.timeout(self._settings.reading.first_answer_seconds):
+            async with asyncio.timeout(left_seconds):
                 await future
         except TimeoutError:
             pass

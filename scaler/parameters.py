@@ -73,11 +73,12 @@ class Parameter:
     refused: str | None = None
     retired: str | None = None
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Every key that may carry it, in order of precedence."""
+    # Every key that may carry it, in order of precedence: made once, since parsing a trigger asks for it 150 times.
+    keys: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
         names = (self.name, *self.aliases)
-        return names + tuple(f"{name}{FROM_ENV}" for name in names)
+        object.__setattr__(self, "keys", names + tuple(f"{name}{FROM_ENV}" for name in names))
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,12 @@ _GATHER_SECONDS = 0.01
 _TICK_SECONDS = 0.02
 # More reads than this at once of one client wait for a slot, with all that is due by then in one of them.
 _READS_AT_ONCE = 64
-# How long outcomes are handed out before RPCs get their turn; an RPC takes about five turns of the loop.
+# How long outcomes are handed out before RPCs get their turn, and for how long that is theirs: a real pause, since
+# an RPC takes about five turns of the loop, and between them gRPC's own thread needs the interpreter's lock.
 _SLICE_SECONDS = 0.001
+_PAUSE_SECONDS = 0.002
+# Queries that are told of a failure before others get their turn.
+_PORTION = 500
 # A failing query skips one period, then three, but never waits for longer than this.
 _BACKOFF_SECONDS = 10.0
 _RESTART_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -79,23 +83,33 @@ Dispatch = Callable[[Subscriber, object, float], None]
 class Query:
     """A distinct thing that a client reads, and who wants it. Handed out by `Readers.subscribe`."""
 
-    __slots__ = ("due_at", "failures", "in_flight", "key", "not_before", "period_seconds", "phase", "reader", "wanted")
+    __slots__ = ("failures", "in_flight", "key", "not_before", "reader", "turn", "wanted")
 
-    def __init__(self, reader: _Reader, key: Hashable, phase: float) -> None:
+    def __init__(self, reader: _Reader, key: Hashable, turn: _Turn) -> None:
         self.reader = reader
         self.key = key
-        self.phase = phase  # share of a period
-        self.period_seconds = math.inf
-        self.due_at = math.inf
+        self.turn = turn
         self.not_before = -math.inf
         self.in_flight = False
         self.failures = 0
         self.wanted: list[Subscriber] = []
 
+
+class _Turn:
+    """Queries that are read at the same moments: `offset_seconds` after each multiple of the period."""
+
+    __slots__ = ("offset_seconds", "period_seconds", "queries")
+
+    def __init__(self, period_seconds: float, offset_seconds: float) -> None:
+        self.period_seconds = period_seconds
+        self.offset_seconds = offset_seconds
+        self.queries: dict[Query, None] = {}
+
     def next_due(self, now: float) -> float:
-        """The next moment after `now` on this query's own grid."""
-        period, offset = self.period_seconds, self.phase * self.period_seconds
-        return offset + (math.floor((now - offset) / period) + 1) * period
+        """The next moment after `now`."""
+        period, offset = self.period_seconds, self.offset_seconds
+        due = offset + (math.floor((now - offset) / period) + 1) * period
+        return due if due > now else due + period  # rounding
 
 
 class _Reader:
@@ -110,7 +124,9 @@ class _Reader:
         self.label = trigger.identity
         self.context = context
         self.queries: dict[Hashable, Query] = {}
-        self._heap: list[tuple[float, int, Query]] = []
+        self._turns: dict[tuple[float, float], _Turn] = {}
+        self._heap: list[tuple[float, int, _Turn]] = []
+        self._new: dict[Query, None] = {}  # to be read at once, whenever their turn is
         self._wake = asyncio.Event()
         self._slots = _READS_AT_ONCE
         self._phase = pool.chance.random()
@@ -121,16 +137,39 @@ class _Reader:
         """Add `subscriber` to the query `key`; a reading follows at once."""
         query = self.queries.get(key)
         if query is None:
-            phase = self._phase if self.source.batched else self.pool.chance.random()
-            query = self.queries[key] = Query(self, key, phase)
+            turn = self._turn(subscriber.sample_seconds)
+            query = self.queries[key] = Query(self, key, turn)
+            turn.queries[query] = None
         query.wanted.append(subscriber)
-        query.period_seconds = min(query.period_seconds, subscriber.sample_seconds)
+        self._keep_pace(query)
         query.not_before = -math.inf
-        self._schedule(query, self.pool.clock() + _GATHER_SECONDS)
+        self._new[query] = None
         self._wake.set()
         if self._failure is not None:
             self._deliver(query, self._failure)
         return query
+
+    def _turn(self, period_seconds: float) -> _Turn:
+        """A turn at this pace: the client's one where reading together is cheap, else any of those it has time for."""
+        share = self._phase if self.source.batched else self.pool.chance.random()
+        steps = max(math.floor(period_seconds / _TICK_SECONDS), 1)
+        offset_seconds = math.floor(share * steps) * period_seconds / steps
+        turn = self._turns.get((period_seconds, offset_seconds))
+        if turn is None:
+            turn = self._turns[period_seconds, offset_seconds] = _Turn(period_seconds, offset_seconds)
+            self._push(turn, self.pool.clock())
+        return turn
+
+    def _push(self, turn: _Turn, now: float) -> None:
+        heapq.heappush(self._heap, (turn.next_due(now), next(self.pool.ticket), turn))
+
+    def _keep_pace(self, query: Query) -> None:
+        """Read as often as the most impatient subscriber wants."""
+        period_seconds = min(subscriber.sample_seconds for subscriber in query.wanted)
+        if period_seconds != query.turn.period_seconds:
+            del query.turn.queries[query]
+            query.turn = self._turn(period_seconds)
+            query.turn.queries[query] = None
 
     def leave(self, query: Query, subscriber: Subscriber) -> None:
         """Take `subscriber` off; a query that nobody wants is forgotten."""
@@ -138,16 +177,13 @@ class _Reader:
             return
         query.wanted.remove(subscriber)
         if query.wanted:
-            query.period_seconds = min(other.sample_seconds for other in query.wanted)
+            self._keep_pace(query)
             return
         self.queries.pop(query.key, None)
-        query.due_at = math.inf
+        query.turn.queries.pop(query, None)
+        self._new.pop(query, None)
         self._idle_since = self.pool.clock()
         self._wake.set()
-
-    def _schedule(self, query: Query, due_at: float) -> None:
-        query.due_at = due_at
-        heapq.heappush(self._heap, (due_at, next(self.pool.ticket), query))
 
     async def run(self) -> None:
         """Open the client, read until nobody wants anything, open it again where it dies."""
@@ -166,8 +202,10 @@ class _Reader:
             if not self.queries:
                 return
             self._failure = failure
-            for query in list(self.queries.values()):
+            for count, query in enumerate(list(self.queries.values())):
                 self._deliver(query, failure)
+                if count % _PORTION == _PORTION - 1:
+                    await asyncio.sleep(0)
             if self.pool.clock() - opened_at > _SOUND_SECONDS:
                 waits = iter(_RESTART_SECONDS)
             wait_seconds = next(waits, wait_seconds)
@@ -208,7 +246,10 @@ class _Reader:
             if not self.queries and now - self._idle_since >= pool.reading.client_linger_seconds:
                 pool.forget(self)  # from here on a new workload gets a new reader
                 return
-            delay = self._heap[0][0] - now if self._heap else pool.reading.client_linger_seconds
+            if self._new:
+                delay = _GATHER_SECONDS
+            else:
+                delay = self._heap[0][0] - now if self._heap else pool.reading.client_linger_seconds
             delay = max(delay, _TICK_SECONDS)
             if delay <= 2 * _TICK_SECONDS:
                 await asyncio.sleep(delay)
@@ -221,18 +262,24 @@ class _Reader:
             await asyncio.sleep(_GATHER_SECONDS)
 
     def _due(self, now: float) -> list[Query]:
-        """The queries to read now, each with its next turn already noted."""
+        """The queries to read now: the new ones, and those whose turn it is and that are not still under way."""
         batch: list[Query] = []
+        for query in self._new:
+            if not query.in_flight:
+                query.in_flight = True
+                batch.append(query)
+        self._new.clear()
         heap = self._heap
         while heap and heap[0][0] <= now:
-            due_at, _, query = heapq.heappop(heap)
-            if due_at != query.due_at:
-                continue  # rescheduled or forgotten since
-            self._schedule(query, query.next_due(now))
-            if query.in_flight or now < query.not_before:
+            turn = heapq.heappop(heap)[2]
+            if not turn.queries:
+                del self._turns[turn.period_seconds, turn.offset_seconds]
                 continue
-            query.in_flight = True
-            batch.append(query)
+            self._push(turn, now)
+            for query in turn.queries:
+                if not query.in_flight and now >= query.not_before:
+                    query.in_flight = True
+                    batch.append(query)
         return batch
 
     async def _read(self, client: Client, batch: Sequence[Query]) -> None:
@@ -267,15 +314,17 @@ class _Reader:
         while pending:
             _, query = pending.popitem()
             self._deliver(query, failure)
+            if len(pending) % _PORTION == 0:
+                await asyncio.sleep(0)
 
     def _deliver(self, query: Query, outcome: object) -> None:
-        query.in_flight = False
         if isinstance(outcome, SourceError):
             bare(outcome)
             query.failures += 1
             periods = 1.0 if query.failures == 1 else 3.0
             now = self.pool.clock()
-            query.not_before = now + min(periods * query.period_seconds, max(_BACKOFF_SECONDS, query.period_seconds))
+            period_seconds = query.turn.period_seconds
+            query.not_before = now + min(periods * period_seconds, max(_BACKOFF_SECONDS, period_seconds))
             self.pool.metrics.read_failed(self.source_name, type(outcome).__name__)
         else:
             query.failures = 0
@@ -309,7 +358,7 @@ class Readers:
     """The pool of clients, and the queue of what they read.
 
     Use as an async context manager: leaving it closes every client. `dispatch` is called for each workload
-    that wanted an outcome, in slices.
+    that wanted an outcome, in slices; `portion_done` after each.
     """
 
     def __init__(
@@ -319,6 +368,7 @@ class Readers:
         limits: LimitSettings,
         metrics: ReadMetrics,
         dispatch: Dispatch,
+        portion_done: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         chance: random.Random | None = None,
     ) -> None:
@@ -329,6 +379,7 @@ class Readers:
         self.ticket = itertools.count()
         self._limits = limits
         self._dispatch = dispatch
+        self._portion_done = portion_done
         self._readers: dict[Hashable, _Reader] = {}
         self._outcomes: deque[tuple[Query, object]] = deque()
         self._arrived = asyncio.Event()
@@ -411,7 +462,8 @@ class Readers:
             del self._readers[reader.key]
 
     def hand_over(self, query: Query, outcome: object) -> None:
-        """Queue an outcome for whoever wants it."""
+        """Queue an outcome for whoever wants it. Until they have it, the query is not read again."""
+        query.in_flight = True
         self._outcomes.append((query, outcome))
         self._arrived.set()
 
@@ -422,11 +474,13 @@ class Readers:
             slice_ends = time.perf_counter() + _SLICE_SECONDS
             while self._outcomes:
                 query, outcome = self._outcomes.popleft()
+                query.in_flight = False
                 for subscriber in tuple(query.wanted):
                     try:
                         self._dispatch(subscriber, outcome, self.clock())
                     except Exception as err:  # noqa: BLE001 - one workload's failure must not stop the others
                         self.metrics.bug("dispatch_failed", err)
                     if time.perf_counter() >= slice_ends:
-                        await asyncio.sleep(0)
+                        self._portion_done()
+                        await asyncio.sleep(_PAUSE_SECONDS)
                         slice_ends = time.perf_counter() + _SLICE_SECONDS

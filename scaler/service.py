@@ -33,7 +33,7 @@ from scaler.errors import (
     quoted,
 )
 from scaler.evaluator import Evaluator, Stream, Workload, published
-from scaler.settings import ClientRule, ServerSettings, Settings, TlsSettings
+from scaler.settings import ClientRule, LimitSettings, ServerSettings, Settings, TlsSettings
 from scaler.telemetry import Telemetry
 
 SERVICE: Final = "externalscaler.ExternalScaler"
@@ -328,14 +328,17 @@ def add_methods(server: grpc.aio.Server, service: str, methods: Methods) -> None
     server.add_registered_method_handlers(service, methods)
 
 
-def server_options(server: ServerSettings, message_bytes: int) -> list[tuple[str, int]]:
+def server_options(server: ServerSettings, limits: LimitSettings) -> list[tuple[str, int]]:
     """What suits KEDA's grpc-go client: it sends no keepalives of its own, keeps one connection, never closes it."""
     age_ms = int(server.max_connection_age_seconds * 1000)
     # A stream may have been opened just before the connection's age; it ends by itself within 0.8 of the age.
     grace_ms = int(server.max_connection_age_seconds * 800 + server.max_connection_age_grace_seconds * 1000)
     return [
         ("grpc.so_reuseport", 0),  # a second process on the port is a mistake, not a helper
-        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.max_receive_message_length", limits.message_bytes),
+        # After a restart KEDA opens all its streams at once; by default gRPC turns away those above 1,000.
+        ("grpc.server.max_pending_requests", limits.streams),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * limits.streams),
         ("grpc.max_connection_age_ms", age_ms),
         ("grpc.max_connection_age_grace_ms", grace_ms),
         # We ask whether the client still lives, so that streams of a vanished KEDA don't pile up.

@@ -76,7 +76,7 @@ class ReadingSettings(_Section):
     # The bound on one call of a client's `read`, whatever the client does inside; above its own timeouts.
     read_deadline_seconds: Seconds = 15.0
     max_response_bytes: Count = 16 * 1024 * 1024
-    # How long the first RPC of a workload may wait for its first reading; KEDA sets no deadline of its own.
+    # How long RPCs of a new workload wait for its first reading; KEDA sets no deadline of its own.
     first_answer_seconds: Seconds = 2.0
     # A client that nobody needs any more is kept for this long.
     client_linger_seconds: Seconds = 30.0

@@ -200,11 +200,12 @@ async def test_the_first_call_waits_for_the_first_reading_and_no_longer_than_two
         code, detail = await code_of(keda.metrics(name))
         assert (code, "not been read yet" in detail) == (grpc.StatusCode.UNAVAILABLE, True)
         assert 1.5 < asyncio.get_running_loop().time() - started < 3.0
-        waiting = asyncio.create_task(keda.poll())
-        await asyncio.sleep(0.2)
+        started = asyncio.get_running_loop().time()
+        await code_of(keda.metrics(name))  # only a new workload is waited for
+        assert asyncio.get_running_loop().time() - started < 0.5
         world.default = 7.0
         world.resume()
-        assert await waiting == (7.0, 5.0, True)
+        await settled(keda, (7.0, 5.0, True))
 
 
 async def test_an_error_holds_the_last_answer_then_fails_getmetrics_but_never_turns_isactive_false(
