@@ -371,7 +371,7 @@ class Evaluator:
         if workload is None:
             return None
         now = self._clock()
-        if now > workload.good_until or len(workload.scaled_object.workloads) > 1:
+        if now > workload.good_until or workload.restored or len(workload.scaled_object.workloads) > 1:
             return None
         if now - workload.called_at > _ONE_POLL_SECONDS:
             self._touch(workload, now)

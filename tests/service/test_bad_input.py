@@ -191,7 +191,7 @@ async def test_a_bug_of_ours_is_hidden_from_the_caller_and_logged_once(
     def broken(*_args: object, **_more: object) -> None:
         raise ZeroDivisionError("password=hunter2")
 
-    monkeypatch.setattr(Evaluator, "is_active", broken)
+    monkeypatch.setattr(Evaluator, "undisturbed", broken)
     with structlog.testing.capture_logs() as logs:
         async with shell() as running:
             for _ in range(5):
