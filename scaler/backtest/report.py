@@ -99,6 +99,9 @@ def row_of_cell(cell: Cell) -> dict[str, Any]:
         "share_low": round(low_share, 4),
         "share_high": round(high_share, 4),
         "kept": achieved >= cell.attainment - TOLERANCE,
+        "seeds": len(cell.ours),
+        "unseen_seeds": len(cell.unseen),
+        "tuned_seeds": len(cell.tuned_results),
         "cost": ours,
         "wait_p50": middle(cell.ours, lambda result: result.waits_seconds["p50"]),
         "wait_p95": middle(cell.ours, lambda result: result.waits_seconds["p95"]),
@@ -245,6 +248,11 @@ def markdown(rows: Sequence[dict[str, Any]], sensitivity: Sequence[dict[str, Any
         "trace and promise in hindsight, over thresholds, cooldowns, stabilisation windows, minima and both HPA",
         "behaviours. Cost is GPU-seconds per second of work: 1 is what no one can be below.",
         "",
+        (
+            f"{len(rows)} cells. Seeds a cell: ours {_span(rows, 'seeds')}, without a view of replicas "
+            f"{_span(rows, 'unseen_seeds')}, tuned KEDA {_span(rows, 'tuned_seeds')}."
+        ),
+        "",
         "| goal | aim | measured |",
         "|---|---|---|",
         *[f"| {goal} | {aim} | {found} |" for goal, aim, found in summary_of(rows)],
@@ -290,6 +298,11 @@ def markdown(rows: Sequence[dict[str, Any]], sensitivity: Sequence[dict[str, Any
         for row in short
     ]
     return "\n".join(lines) + "\n"
+
+
+def _span(rows: Sequence[dict[str, Any]], name: str) -> str:
+    counts = [row[name] for row in rows]
+    return f"{min(counts)} to {max(counts)}" if min(counts) != max(counts) else str(counts[0])
 
 
 def _markdown_row(row: dict[str, Any]) -> str:
