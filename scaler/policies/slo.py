@@ -41,6 +41,7 @@ CROWD_SHARE = 0.5  # ... or this share of the requests that one surprise makes l
 PRICE_POWER = 2.5
 PRICE_FIRST = 0.4  # of service seconds times the root of the odds of the promise
 FLOOR = 1.2  # a replica that works through one whole wait always pays for itself, with this margin
+LEAST_GAIN = 0.1  # at most ten replicas are started to have one of them early, whatever the price
 SERVICE_VARIATION = 0.5  # squared coefficient of variation of service times, for how far capacity may be off
 
 _NORMAL = NormalDist()
@@ -304,7 +305,7 @@ def _need(
 
 def _worth(late: float, gain: float, lead_seconds: float, price: float) -> int:
     """How many replicas, each of which starts `gain` of the `late` requests in time, avert more than they cost."""
-    if gain * price < lead_seconds:
+    if gain < LEAST_GAIN or gain * price < lead_seconds:
         return 0
     whole = int(late / gain)
     return whole + ((late - whole * gain) * price >= lead_seconds)
