@@ -41,6 +41,7 @@ CROWD_SHARE = 0.5  # ... or this share of the requests that one surprise makes l
 PRICE_POWER = 2.5
 PRICE_FIRST = 0.4  # of service seconds times the root of the odds of the promise
 FLOOR = 1.2  # a replica that works through one whole wait always pays for itself, with this margin
+BATCHES_LOOKED_AT = 8
 LEAST_GAIN = 0.1  # at most ten replicas are started to have one of them early, whatever the price
 SERVICE_VARIATION = 0.5  # squared coefficient of variation of service times, for how far capacity may be off
 
@@ -276,7 +277,8 @@ def _need(
     new_seconds = lead_seconds + HPA_WAIT_SECONDS
     extra, most = 0, 0.0
     started = known.started
-    for until, at_seconds in known.batches:
+    # The newest batch and about seven older ones: deadlines change little from one sample to the next.
+    for until, at_seconds in known.batches[:: -(len(known.batches) // BATCHES_LOOKED_AT + 1)]:
         due_seconds = at_seconds + wait_seconds - now_seconds
         gain = start.begun(due_seconds, new_seconds)
         if gain * price < lead_seconds:
