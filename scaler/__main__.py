@@ -23,6 +23,7 @@ from scaler.errors import SettingsInvalid, quoted
 from scaler.evaluator import Evaluator
 from scaler.health import Health
 from scaler.hints import EXPLAIN, REPLICAS, WARM_POOL, Hints, check_hints_listener
+from scaler.plugins import load_libraries
 from scaler.readers import Readers
 from scaler.service import SERVICE, ExternalScaler, server_credentials, server_options
 from scaler.settings import Settings, TlsSettings, load_settings
@@ -95,6 +96,7 @@ async def serve(
             _reflect(servers[1], REPLICAS, EXPLAIN, WARM_POOL)
     metrics = MetricsListener(telemetry, healthy=lambda: health.serving)
 
+    await _load_libraries(settings)
     async with contextlib.AsyncExitStack() as stack:
         if state is not None:
             await asyncio.to_thread(state.start)
@@ -138,6 +140,13 @@ async def serve(
             await asyncio.gather(*(server.stop(server_settings.drain_seconds) for server in servers))
             for task in upkeep:
                 task.cancel()
+
+
+async def _load_libraries(settings: Settings) -> None:
+    """Before anything says that we serve: else the first reading, and who asked for it, would wait for the imports."""
+    failed = await asyncio.to_thread(load_libraries, settings.usable_sources())
+    for library, err in failed.items():
+        structlog.get_logger().warning("library_not_loaded", library=library, error=type(err).__name__, exc_info=err)
 
 
 async def _collect_garbage() -> None:

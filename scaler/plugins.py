@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -46,6 +46,24 @@ def policies() -> dict[str, Policy[Any]]:
         for wrapper_name, wrap in wrappers.items():
             found[f"{name}+{wrapper_name}"] = wrap(policy)
     return found
+
+
+def load_libraries(names: Iterable[str]) -> dict[str, Exception]:
+    """Import what the clients of these sources need: seconds on a busy machine, which no first reading should take.
+
+    What is not installed, or can't be imported, is left to the first reading, which says so to whoever asked for it;
+    what went wrong besides is returned by module.
+    """
+    failed: dict[str, Exception] = {}
+    for name in sorted(names):
+        for library in sources()[name].libraries:
+            try:
+                importlib.import_module(library)
+            except ModuleNotFoundError:
+                continue
+            except Exception as err:  # noqa: BLE001 - one library's own trouble must not keep the others from serving
+                failed[library] = err
+    return failed
 
 
 def _modules(package: ModuleType, attribute: str) -> Iterator[tuple[str, Any]]:

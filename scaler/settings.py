@@ -199,6 +199,14 @@ class Settings:
     state_folder: str | None = None
     state: StateSettings = field(default_factory=StateSettings)
 
+    def usable_sources(self) -> frozenset[str]:
+        """Sources that some workload may read: every one where metadata may name endpoints, else those connected to."""
+        if any(rule.metadata_endpoints for rule in self.rules):
+            return frozenset(sources())
+        return frozenset(
+            name for connection in self.connections.values() for name in (connection.source, *connection.also)
+        )
+
     def rights(self, namespace: str) -> RightsSettings:
         """What metadata of `namespace` may do; nothing where no rule matches."""
         for rule in self.rules:

@@ -2,7 +2,7 @@
 
 A source module in `scaler/sources/` ends with `SOURCE = MySource()`; its file name is the value of `source`
 in the metadata. The module is imported at start, so it must not import its client library at module level:
-`open` does that on first use.
+`open` does that on first use, and `libraries` names it for whoever can afford to load it before.
 
 How reading is shared. `endpoint(config)` names the client a workload needs (server, credentials, connection):
 workloads with equal endpoints share one client. `query(config)` names the distinct thing read: workloads of
@@ -88,6 +88,8 @@ class Source(ABC, Generic[ConfigT, QueryT, ReadingT]):
     sample_seconds: float
     batched: bool = False
     needs_extra: str
+    # Modules that `open` and the first reading import. `serve` loads them at its start, where nobody waits for it yet.
+    libraries: tuple[str, ...] = ()
     # What a connection's `allow` may restrict: the keys of `resources`, and what the client applies by itself.
     allow_kinds: tuple[str, ...] = ()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scaler.settings import FileSettings, load_settings, resolve
+from scaler.settings import FileSettings, StateSettings, load_settings, resolve
 from scaler.trigger import parse_trigger
 
 EXAMPLES = Path(__file__).parents[1] / "deploy" / "examples"
@@ -40,3 +40,16 @@ def test_the_example_settings_leave_no_endpoint_to_tenants() -> None:
     rights = settings.rights("team-a")
     assert not rights.metadata_endpoints
     assert not rights.metadata_credentials
+
+
+def test_the_example_settings_show_every_section() -> None:
+    document = yaml.safe_load(SETTINGS.read_text())
+    left_to_defaults = {"reading", "limits", "telemetry"}
+    names = {field.alias for field in FileSettings.model_fields.values()}
+    assert names == set(document) | left_to_defaults
+
+
+def test_the_example_settings_show_the_state_section_as_it_is_without_one() -> None:
+    section = yaml.safe_load(SETTINGS.read_text())["state"]
+    assert set(section) == {field.alias for field in StateSettings.model_fields.values()}
+    assert StateSettings.model_validate(section) == StateSettings()

@@ -58,6 +58,7 @@ class PromQLSource(Source[ConfigT, Question, Answer]):
 
     sample_seconds = 5.0
     needs_extra = "prometheus"
+    libraries = ("scaler.promql.client", "scaler.promql.transport", "scaler.promql.enforce")
     allow_kinds = ("matchers", "query", "namespace")
 
     def endpoint(self, config: ConfigT) -> Server:

@@ -84,6 +84,7 @@ class Sqs(Source[SqsConfig, SqsQuery, SqsReading]):
     summary = "Amazon SQS: messages visible, in flight and delayed"
     keda_trigger = "aws-sqs-queue"
     needs_extra = "sqs"
+    libraries = ("aiobotocore.session",)
     allow_kinds = ("queue", "account")
     sample_seconds = 2.0
     parameters = (

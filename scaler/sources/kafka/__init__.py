@@ -31,6 +31,7 @@ class Kafka(Source[KafkaConfig, KafkaQuery, KafkaReading]):
     summary = "Apache Kafka: the lag of a consumer group"
     keda_trigger = "kafka"
     needs_extra = "kafka"
+    libraries = (f"{__name__}.client",)  # aiobotocore and aiohttp load where a connection's tokens need them
     allow_kinds = ("topic", "group")
     sample_seconds = 1.0
     batched = True

@@ -27,6 +27,7 @@ class RabbitMq(Source[RabbitConfig, QueueQuery, Reading]):
     summary = "RabbitMQ: messages waiting and in flight, rates; by AMQP or the management API"
     keda_trigger = "rabbitmq"
     needs_extra = "rabbitmq"
+    libraries = (f"{__name__}.amqp", f"{__name__}.management")
     allow_kinds = ("vhost", "queue")
     sample_seconds = 1.0
     batched = True
