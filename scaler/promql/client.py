@@ -30,8 +30,6 @@ if TYPE_CHECKING:  # its libraries load on first use
 
 # An instant query takes Prometheus 1 to 20 ms: 8 threads ask several hundred questions a second.
 THREADS = 8
-# How long a question waits for a thread: all of them busy for that long means a server that hangs.
-BUSY_SECONDS = 1.0
 # An address is looked up again after this long. Connections that stand are kept.
 _ADDRESS_SECONDS = 30.0
 # A vector of some thousand series; more would hold the interpreter's lock for long while it is parsed.
@@ -90,7 +88,6 @@ class PrometheusClient:
         self._generation = 0
         self._texts: dict[str, str] = {}
         self._closed = False
-        self._finished_at_seconds = float("-inf")  # on the loop's clock
         self._aws = _aws_credentials(server, context)
 
     async def read(self, queries: Sequence[Question], deliver: Deliver) -> None:
@@ -114,11 +111,14 @@ class PrometheusClient:
         started_at_seconds = self._context.clock()
         loop = asyncio.get_running_loop()
         deadline_at_seconds = loop.time() + bound_seconds
+        missed = "no answer"
         try:
             async with asyncio.timeout_at(deadline_at_seconds):
                 addresses = await self._checked_addresses()
                 aws_keys = await self._aws.keys() if self._aws is not None else None
-                await self._wait_for_thread()
+                missed = f"none of the {THREADS} threads that ask it was free (earlier questions are unanswered)"
+                await self._slots.acquire()
+                missed = "no answer"
                 answering = self._start(
                     question,
                     texts,
@@ -131,29 +131,11 @@ class PrometheusClient:
                 return await answering
         except TimeoutError as err:
             self._addresses = None
-            raise SourceTimeout(f"{self._what}: no answer within {bound_seconds:g} s") from err
+            raise SourceTimeout(f"{self._what}: {missed} within {bound_seconds:g} s") from err
         except SourceDenied:
             if self._aws is not None:
                 self._aws.forget()
             raise
-
-    async def _wait_for_thread(self) -> None:
-        """Take a slot. Raises SourceTimeout where no thread has come free for BUSY_SECONDS."""
-        loop = asyncio.get_running_loop()
-        waiting_since_seconds = loop.time()
-        while True:
-            quiet_since_seconds = max(waiting_since_seconds, self._finished_at_seconds)
-            try:
-                async with asyncio.timeout_at(quiet_since_seconds + BUSY_SECONDS):
-                    await self._slots.acquire()
-            except TimeoutError as err:
-                # asyncio.timeout turns only its own expiry into TimeoutError, so this is not the outer one.
-                if self._finished_at_seconds <= quiet_since_seconds:
-                    raise SourceTimeout(
-                        f"{self._what}: busy: its {THREADS} threads wait for earlier answers; it hangs or is too slow"
-                    ) from err
-            else:
-                return
 
     def _start(self, question: Question, texts: Mapping[str, str], **how: Any) -> asyncio.Future[Answer]:
         """Ask in a thread. The slot is free again when the thread really is."""
@@ -190,7 +172,6 @@ class PrometheusClient:
     def _finish(self, job: _Job) -> None:
         self._busy.discard(job)
         self._slots.release()
-        self._finished_at_seconds = asyncio.get_running_loop().time()
         session = job.session
         if session is None:
             return

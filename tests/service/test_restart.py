@@ -99,9 +99,12 @@ class Polls:
         spec = (await self._stub.GetMetricSpec(self._wanted, timeout=10)).metricSpecs[0]
         assert spec.targetSizeFloat == 1.0
         request = pb.GetMetricsRequest(scaledObjectRef=self._wanted, metricName=spec.metricName)
-        value = (await self._stub.GetMetrics(request, timeout=10)).metricValues[0].metricValueFloat
-        active = (await self._stub.IsActive(self._wanted, timeout=10)).result
-        assert active == (value >= 1)
+        while True:
+            before = (await self._stub.IsActive(self._wanted, timeout=10)).result
+            value = (await self._stub.GetMetrics(request, timeout=10)).metricValues[0].metricValueFloat
+            if (await self._stub.IsActive(self._wanted, timeout=10)).result == before:
+                break  # else it was decided anew between these calls
+        assert before == (value >= 1)
         return round(float(value))
 
     async def settled(self, at_least: int) -> int:
