@@ -142,6 +142,8 @@ async def test_killed_under_load_and_started_again_no_answer_is_too_low(tmp_path
     queue = await asyncio.to_thread(Queue, sqs)
     await asyncio.to_thread(queue.send, MESSAGES)
     wanted = ref(sqs, queue)
+    if kept:
+        wanted.scalerMetadata["holdSeconds"] = "60"  # a slow start must not outlast what was restored
     state = tmp_path / "state" if kept else None
     async with started(tmp_path, state, wanted) as (process, polls):
         await polls.settled(4)
