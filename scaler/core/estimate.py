@@ -149,7 +149,14 @@ def updated(
     else:
         interval_seconds += 0.05 * (min(elapsed_seconds, 60.0) - interval_seconds)
     busy = 0.5 * (known.in_flight + in_flight) * recent_seconds
-    arrivals, completions, purged = _flows(known, sample, goals, waiting + in_flight, busy)
+    arrivals, completions, purged = _flows(
+        known,
+        sample,
+        goals,
+        waiting + in_flight - known.waiting - known.in_flight,
+        busy_slot_seconds=busy,
+        recent_seconds=recent_seconds,
+    )
     lead_seconds = known.cold_start_mean_seconds if known.cold_starts else goals.cold_start_seconds or 60.0
     short, long = known.short, known.long
     short_seconds = max(lead_seconds, 2 * interval_seconds)
@@ -315,14 +322,13 @@ def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, n
 
 
 def _flows(
-    known: Estimates, sample: Sample, goals: Goals, system: float, busy_slot_seconds: float
+    known: Estimates, sample: Sample, goals: Goals, change: float, *, busy_slot_seconds: float, recent_seconds: float
 ) -> tuple[float, float, bool]:
-    """(arrivals, completions, purged) since the last sample.
+    """(arrivals, completions, purged) since the last sample, while the requests in the system changed by `change`.
 
     A counter that fell was restarted: it is not used this once. More completions than slots could have done
     many times over are no completions: the queue was purged or its offsets were moved.
     """
-    change = system - known.waiting - known.in_flight
     arrivals: float | None = None
     completions: float | None = None
     if sample.arrived_total is not None and known.arrived_total is not None:
@@ -333,15 +339,25 @@ def _flows(
         completions = completions if completions >= 0 else None
     likely = busy_slot_seconds / known.service_seconds(goals)
     if arrivals is None and completions is None:
-        completions = likely
-        arrivals = max(change + completions, 0.0)
-        completions = max(arrivals - change, 0.0)
+        hidden = _hidden(known.short.value * recent_seconds, likely, abs(change))
+        arrivals, completions = hidden + max(change, 0.0), hidden + max(-change, 0.0)
     elif arrivals is None:
         arrivals = max(change + (completions or 0.0), 0.0)
     elif completions is None:
         completions = max(arrivals - change, 0.0)
     purged = bool(change < 0 and (completions or 0.0) > 10.0 * likely + 20.0)
     return arrivals, completions or 0.0, purged
+
+
+def _hidden(arrivals: float, completions: float, change: float) -> float:
+    """How many requests both arrived and ended unseen, where only the difference of the two was seen.
+
+    Both are taken as Poisson with these means. Given their difference, the number of such pairs has a mean that is
+    a ratio of Bessel functions; this is Amos's approximation of it (1974), exact for few and for many. A wrong guess
+    of the service time corrects itself by it: what it explains badly is seen less often than it says.
+    """
+    product = 4.0 * arrivals * completions
+    return 0.5 * product / (change + 0.5 + math.sqrt((change + 1.5) ** 2 + product))
 
 
 def _waits(
