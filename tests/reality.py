@@ -42,7 +42,8 @@ from scaler.core.model import Goals, ReplicaStep
 from scaler.policies import slo, steps
 from scaler.settings import ReadingSettings, RightsSettings, ServerSettings, Settings
 from scaler.simulator.arrivals import Arrival, Bursts, Service, generate
-from scaler.simulator.controllers import OUR_BEHAVIOR, OUR_KEDA, Pilot
+from scaler.simulator.controllers import Pilot
+from scaler.simulator.keda import OUR_BEHAVIOR, OUR_KEDA
 from scaler.simulator.rules import HPA_SYNC_SECONDS, KedaSpec
 from scaler.simulator.world import ColdStart, Outcome, Phase, World, WorldSpec
 from tests.services import RabbitMQ, start_rabbitmq, unique

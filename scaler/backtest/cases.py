@@ -6,18 +6,20 @@ import bisect
 import math
 import random
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from scaler.backtest.sensitivity import varied_policy
 from scaler.backtest.traces import load_trace
 from scaler.core.model import Goals
 from scaler.errors import PilotlightError
 from scaler.plugins import policies
 from scaler.simulator.arrivals import Arrival
 from scaler.simulator.baselines import Backlog, KedaConfig, Knative, RayServe, stock_keda
-from scaler.simulator.controllers import Fixed, Pilot
+from scaler.simulator.controllers import Pilot
+from scaler.simulator.keda import Fixed
 from scaler.simulator.world import Outcome, Scaler, World, WorldSpec, cold_start
 
 BLOCKS = 56  # of a trace, for block bootstrap: a quarter of a day of a fortnight
@@ -26,7 +28,11 @@ BASELINES = ("keda", "keda-fast", "knative", "ray", "sagemaker", "fixed", "keda-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What is run. `scaler`: a policy of ours, a baseline, "fixed" with `replicas`, or "keda-tuned" with `keda`."""
+    """What is run. `scaler`: a policy of ours, a baseline, "fixed" with `replicas`, or "keda-tuned" with `keda`.
+
+    `varied`: a constant of policy slo, as "module:NAME", and the factor it is multiplied by. `most_gpu_seconds`: a run
+    that has cost more is stopped.
+    """
 
     trace: str
     cold_start_seconds: float
@@ -46,6 +52,8 @@ class Case:
     service_seconds: float = 10.0
     days: float = 1.0
     keep_timeline: bool = False
+    varied: tuple[str, float] | None = None
+    most_gpu_seconds: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +61,7 @@ class Result:
     """What came out. `shares`: by wait in seconds, the share of requests that started within it.
 
     `blocks`: for each block of the trace (requests, GPU-seconds, and for each wait of `shares` those in time).
+    `stopped`: it cost more than `most_gpu_seconds`; what it would have come to is not known, and its shares are 0.
     """
 
     requests: int
@@ -66,6 +75,7 @@ class Result:
     end_at_seconds: float
     looks: int
     timeline: tuple[tuple[float, int, int, int, int], ...] = field(default=())
+    stopped: bool = False
 
 
 @lru_cache(maxsize=2)
@@ -103,6 +113,7 @@ def run(case: Case) -> Result:
         scored_from_seconds=from_seconds,
         block_seconds=span_seconds / BLOCKS,
         keep_timeline=case.keep_timeline,
+        most_gpu_seconds=case.most_gpu_seconds,
     )
     world = World(spec, trace, random.Random(case.seed))  # noqa: S311 - simulation
     outcome = world.run(scaler_of(case))
@@ -141,7 +152,7 @@ def scaler_of(case: Case) -> Scaler:
     if problems:
         raise PilotlightError("; ".join(f"policy {name}: {key}: {expected}" for key, expected in problems))
     return Pilot(
-        policy=known[name],
+        policy=known[name] if case.varied is None else varied_policy(*case.varied),
         goals=goals,
         chance=chance,
         sees_replicas=case.sees_replicas,
@@ -150,15 +161,27 @@ def scaler_of(case: Case) -> Scaler:
 
 
 def run_all(cases: Iterable[Case], *, processes: int) -> Iterator[tuple[Case, Result]]:
-    """Every case with its result, as they finish; in this process where one is enough."""
+    """Every case with its result, as they finish; in this process where one is enough.
+
+    Cases are taken one by one, shortly before they run: an iterator that ends early ends the work.
+    """
     if processes <= 1:
         for case in cases:
             yield case, run(case)
         return
     with ProcessPoolExecutor(max_workers=processes) as pool:
-        waiting = {pool.submit(run, case): case for case in cases}
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
+        running: dict[Future[Result], Case] = {}
+        for case in cases:
+            running[pool.submit(run, case)] = case
+            while len(running) > processes:
+                yield from _finished(running)
+        while running:
+            yield from _finished(running)
+
+
+def _finished(running: dict[Future[Result], Case]) -> list[tuple[Case, Result]]:
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    return [(running.pop(one), one.result()) for one in done]
 
 
 def as_plain(result: Result) -> dict[str, Any]:
@@ -174,12 +197,26 @@ def from_plain(plain: dict[str, Any]) -> Result:
 
 
 def _result(case: Case, outcome: Outcome, from_seconds: float, block_seconds: float) -> Result:
-    ordered = sorted(outcome.waits_seconds)
-    total = len(ordered)
+    total = len(outcome.waits_seconds)
     limits = {case.cold_start_seconds * factor for factor in (0.5, 1.0, 2.0)}
     if case.wait_seconds is not None:
         limits.add(case.wait_seconds)
     waits = sorted(limits)
+    if outcome.stopped:
+        return Result(
+            requests=total,
+            gpu_seconds=outcome.gpu_seconds,
+            busy_seconds=outcome.busy_seconds,
+            starts=outcome.starts,
+            reversals=outcome.reversals,
+            waits_seconds={},
+            shares=dict.fromkeys([f"{wait:g}" for wait in waits], 0.0),
+            blocks=(),
+            end_at_seconds=outcome.end_at_seconds,
+            looks=outcome.looks,
+            stopped=True,
+        )
+    ordered = sorted(outcome.waits_seconds)
     blocks = [[0.0] * (2 + len(waits)) for _ in range(BLOCKS)]
     for block, gpu_seconds in enumerate(outcome.gpu_seconds_by_block):
         blocks[min(block, BLOCKS - 1)][1] += gpu_seconds
@@ -199,7 +236,7 @@ def _result(case: Case, outcome: Outcome, from_seconds: float, block_seconds: fl
             for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
         },
         shares={f"{wait:g}": bisect.bisect_right(ordered, wait) / total if total else 1.0 for wait in waits},
-        blocks=tuple(tuple(row) for row in blocks),
+        blocks=tuple(tuple(round(value, 1) for value in row) for row in blocks),
         end_at_seconds=outcome.end_at_seconds,
         looks=outcome.looks,
         timeline=tuple(outcome.timeline),

@@ -76,7 +76,7 @@ def rows_of_runs(runs: Sequence[tuple[Case, Result]]) -> list[dict[str, Any]]:
 def row_of_cell(cell: Cell) -> dict[str, Any]:
     """One flat row a cell; GPU-seconds are given per second of work."""
     wait = f"{cell.wait_seconds:g}"
-    busy = cell.ours[0].busy_seconds
+    busy = cell.busy_seconds
 
     def cost(results: Sequence[Result]) -> float | None:
         return round(mean([result.gpu_seconds for result in results]) / busy, 3) if results else None

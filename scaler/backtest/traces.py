@@ -10,6 +10,7 @@ import csv
 import gzip
 import math
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 from scaler.errors import PilotlightError
@@ -17,6 +18,7 @@ from scaler.simulator.arrivals import Arrival, Service, generate, parse_pattern
 
 SHARED_TRACES = Path("../shared/traces")
 DAY_SECONDS = 86_400.0
+SHORT_LOOKS = 20_000  # a run of so many decisions takes a second or two
 
 # What stands in where no traces are at hand: seeded, of the same kinds. (pattern, mean service seconds, days)
 SHIPPED: dict[str, tuple[str, float, float]] = {
@@ -83,6 +85,22 @@ def known_traces() -> list[str]:
     """The names the matrix runs: the shared traces where they are, the shipped ones where not."""
     shared = sorted(path.name.removesuffix(".csv.gz") for path in SHARED_TRACES.glob("*.csv.gz"))
     return shared or sorted(SHIPPED)
+
+
+def short_traces(names: Iterable[str]) -> tuple[str, ...]:
+    """Those whose runs take few decisions: many variants of a policy can be run on them."""
+    return tuple(name for name in names if _looks(load_trace(name)) <= SHORT_LOOKS)
+
+
+def _looks(trace: list[Arrival]) -> float:
+    """About how many decisions a run takes: one each few seconds while something is in the system."""
+    busy_seconds = 0.0
+    until_seconds = 0.0
+    for at_seconds, service_seconds in trace:
+        end_seconds = max(at_seconds + service_seconds, until_seconds)
+        busy_seconds += end_seconds - max(at_seconds, until_seconds)
+        until_seconds = end_seconds
+    return busy_seconds / 5.0
 
 
 def _generated(text: str, service_seconds: float, days: float) -> list[Arrival]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -112,6 +113,12 @@ def matrix(
     ),
     docs: Annotated[Path, typer.Option(help="folder that results.md is written to")] = Path("docs"),
     small: Annotated[bool, typer.Option(help="a part of about ten minutes")] = False,
+    part: Annotated[
+        list[str] | None, typer.Option(help="only baselines, ours or sensitivity; several times; results are of all")
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0.0, help="no run begins later than so long after the start")
+    ] = None,
     trace: Annotated[list[str] | None, typer.Option(help="only these traces; several times")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="seeds per cell")] = 5,
     unseen_seeds: Annotated[int, typer.Option(min=0, help="seeds without a view of replicas")] = 5,
@@ -121,20 +128,44 @@ def matrix(
 ) -> None:
     """Run every trace, cold start and promise against tuned KEDA and others; write results.md with tables and plots."""
     from scaler.backtest import report  # noqa: PLC0415 - heavy imports only where the verb runs
-    from scaler.backtest.matrix import Plan, Runs, run_matrix  # noqa: PLC0415 - as above
-    from scaler.backtest.traces import known_traces  # noqa: PLC0415 - as above
+    from scaler.backtest.matrix import PARTS, Matrix, Plan, Runs  # noqa: PLC0415 - as above
+    from scaler.backtest.traces import known_traces, short_traces  # noqa: PLC0415 - as above
 
-    plan = Plan(traces=tuple(trace or known_traces()), seeds=seeds, unseen_seeds=unseen_seeds, fast_seeds=fast_seeds)
+    unknown = set(part or ()) - set(PARTS)
+    if unknown:
+        raise PilotlightError(f'--part is "{unknown.pop()}"; it must be one of {", ".join(PARTS)}')
+    traces = tuple(trace or known_traces())
+    plan = Plan(
+        traces=traces,
+        seeds=seeds,
+        unseen_seeds=unseen_seeds,
+        fast_seeds=fast_seeds,
+        parts=tuple(part or PARTS),
+        varied_traces=short_traces(traces),
+    )
     if small:
         plan = plan.small()
+    began_at = time.monotonic()
     with _bar() as progress:
         task = progress.add_task("matrix", total=None)
 
         def told(label: str, done: int, total: int) -> None:
             progress.update(task, description=label, completed=done, total=total)
+            if not progress.console.is_terminal and (done == total or label != progress.tasks[0].fields.get("told")):
+                progress.update(task, told=label)
+                minutes = (time.monotonic() - began_at) / 60
+                typer.echo(f"{minutes:6.1f} min  {label}: {done} of {total}", err=True)
 
-        cells = run_matrix(plan, Runs(out / "runs.jsonl", processes or os.cpu_count() or 1, told))
-    report.write_results(cells, docs)
+        runs = Runs(
+            out / "runs.jsonl",
+            processes or os.cpu_count() or 1,
+            told,
+            is_over=lambda: hours is not None and time.monotonic() - began_at >= hours * 3600,
+        )
+        matrix = Matrix(plan, runs)
+        matrix.run()
+        cells, variants = matrix.cells(), matrix.variants()
+    report.write_results(cells, docs, variants)
     summary = report.summary_of([report.row_of_cell(cell) for cell in cells])
     if as_json:
         typer.echo(

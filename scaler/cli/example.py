@@ -20,7 +20,8 @@ import typer
 from scaler.core.model import Goals
 from scaler.policies import slo
 from scaler.simulator.arrivals import DAY_SECONDS, HOUR_SECONDS, Arrival, Service, SparseDocuments, generate
-from scaler.simulator.controllers import Fixed, KedaHpa, Pilot
+from scaler.simulator.controllers import Pilot
+from scaler.simulator.keda import Fixed, KedaHpa
 from scaler.simulator.rules import KedaSpec
 from scaler.simulator.world import Outcome, Scaler, World, WorldSpec, cold_start
 

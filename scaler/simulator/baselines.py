@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from scaler.simulator.arrivals import Arrival, Chance
-from scaler.simulator.controllers import OUR_BEHAVIOR, KedaHpa, after
+from scaler.simulator.keda import OUR_BEHAVIOR, KedaHpa, after
 from scaler.simulator.rules import HpaBehavior, KedaSpec, ScalingPolicy, ScalingRules, Unit
 from scaler.simulator.world import NEVER, World
 

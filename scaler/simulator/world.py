@@ -64,7 +64,8 @@ class WorldSpec:
 
     `scored_from_seconds`: before it, everything runs and nothing counts. `grace_seconds` None: a terminating
     replica may finish. `keep_timeline`: remember replicas over time, for plots. `block_seconds`: GPU-seconds are also
-    summed by blocks of the scored span, for confidence intervals.
+    summed by blocks of the scored span, for confidence intervals. `most_gpu_seconds`: a run that has cost more is
+    stopped, for a search that knows something cheaper.
     """
 
     cold_start: ColdStart
@@ -74,6 +75,7 @@ class WorldSpec:
     grace_seconds: float | None = None
     keep_timeline: bool = False
     block_seconds: float = NEVER
+    most_gpu_seconds: float = NEVER
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,7 +84,8 @@ class Outcome:
 
     `waits_seconds` and `arrived_at_seconds` run in parallel, in order of arrival. `reversals`: a change of the
     wanted replicas against the direction of the one before, within two cold starts or a minute. `timeline`:
-    (at_seconds, wanted, ready, starting, waiting).
+    (at_seconds, wanted, ready, starting, waiting). `stopped`: it cost more than `most_gpu_seconds`, and what was left
+    to serve has a wait of -1.
     """
 
     waits_seconds: list[float]
@@ -95,6 +98,7 @@ class Outcome:
     busy_seconds: float
     gpu_seconds_by_block: list[float] = field(default_factory=list)
     timeline: list[tuple[float, int, int, int, int]] = field(default_factory=list)
+    stopped: bool = False
 
     def share_within(self, wait_seconds: float) -> float:
         """The share of requests that started within `wait_seconds`; 1 where there were none."""
@@ -262,7 +266,11 @@ class World:
         arrivals = self._arrivals
         look_at_seconds = scaler.begin(self)
         total = len(arrivals)
+        most_gpu_seconds, stopped = self.spec.most_gpu_seconds, False
         while self._completed < total:
+            if most_gpu_seconds != NEVER and self._spent(self._now_seconds) > most_gpu_seconds:
+                stopped = True
+                break
             if look_at_seconds == NEVER:
                 if self._next >= total:
                     self._advance(NEVER)
@@ -292,7 +300,13 @@ class World:
             busy_seconds=sum(self._services[first:]) / self.spec.concurrency,
             gpu_seconds_by_block=self._blocks,
             timeline=self._timeline,
+            stopped=stopped,
         )
+
+    def _spent(self, now_seconds: float) -> float:
+        """GPU-seconds up to now."""
+        since_seconds = max(self._billed_at_seconds, self.spec.scored_from_seconds)
+        return self._gpu_seconds + self._billed * max(now_seconds - since_seconds, 0.0)
 
     def _advance(self, until_seconds: float) -> None:
         """Arrivals, completions and readiness up to and including `until_seconds`: the hot loop."""

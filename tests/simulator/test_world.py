@@ -6,7 +6,7 @@ import random
 import pytest
 
 from scaler.simulator.arrivals import Arrival, Poisson, Service, generate
-from scaler.simulator.controllers import OUR_BEHAVIOR, Fixed, KedaHpa, after
+from scaler.simulator.keda import OUR_BEHAVIOR, Fixed, KedaHpa, after
 from scaler.simulator.rules import KedaSpec
 from scaler.simulator.world import NEVER, ColdStart, Outcome, Phase, World, WorldSpec, cold_start
 
