@@ -1,10 +1,11 @@
 """The simulator and the policy as machine code, for runs of hours: `python -m tests.compiled FOLDER`.
 
 FOLDER gets a copy of the package in which mypyc has compiled the pure modules that a backtest spends its time in; with
-FOLDER first on PYTHONPATH the same program runs about twice as fast. The figures are the same to the last bit, which
-is checked on one run each time something was compiled. The modules are the ones the service runs, with two
-changes that mypyc asks for: `slots=True` is left out (its classes have slots anyway), and what it can't compile stays
-as it is (core/decide.py: generic dataclasses; arrivals.py: class variables of dataclasses). Needs a C compiler; whoever has none does without.
+FOLDER first on PYTHONPATH the same program runs about twice as fast. The figures are the same to the last bit, which is
+checked on one run each time something was compiled. The modules are the ones the service runs, with two changes that
+mypyc asks for: `slots=True` is left out (its classes have slots anyway), and what it can't compile stays as it is
+(core/decide.py: generic dataclasses; arrivals.py: class variables of dataclasses). Needs a C compiler; whoever has none
+does without.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ import bisect
 import math
 import random
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -180,7 +181,7 @@ def run_all(cases: Iterable[Case], *, processes: int) -> Iterator[tuple[Case, Re
 
 
 def _finished(running: dict[Future[Result], Case]) -> list[tuple[Case, Result]]:
-    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    done, _ = wait_for(running, return_when=FIRST_COMPLETED)
     return [(running.pop(one), one.result()) for one in done]
 
 

@@ -225,7 +225,7 @@ class Matrix:
             runs.ensure(
                 f"KEDA's grid, slice {index} of {SLICES}",
                 [_keda(pair, config) for pair in pairs for config in part],
-                most=lambda case: self._most(case),
+                most=self._most,
             )
         for turn in range(1, ROUNDS + 1):
             for seed in range(2, plan.seeds + 1):
@@ -250,7 +250,9 @@ class Matrix:
             for name, count, extra in kinds:
                 if seed <= count:
                     cases = [
-                        _ours(pair, promise, seed, **extra) for pair in plan.pairs() for promise in plan.promises(pair[1])
+                        _ours(pair, promise, seed, **extra)
+                        for pair in plan.pairs()
+                        for promise in plan.promises(pair[1])
                     ]
                     # The longest last would leave all cores but one idle.
                     cases.sort(key=lambda case: -len(cached_trace(case.trace, 10.0, 1.0)))

@@ -20,8 +20,8 @@ from scaler.core.decide import Policy
 POLICY = "scaler.policies.slo"
 FACTORS = (0.5, 2.0)
 
-# What the policy shares with every other, or does not use in the matrix (the warm pool). All else that it imports is its
-# own, and varied.
+# What the policy shares with every other, or does not use in the matrix (the warm pool). All else that it imports is
+# its own, and varied.
 SHARED = frozenset(
     f"scaler.core.{name}" for name in ("answers", "decide", "model", "rails", "replicas", "warm_pool", "window")
 )
@@ -54,12 +54,7 @@ def modules() -> tuple[str, ...]:
 
 def constants() -> list[str]:
     """Every constant that is varied, as "module:NAME"."""
-    return [
-        f"{module}:{name}"
-        for module in modules()
-        for name in _numbers(_tree(module))
-        if name not in NOT_VARIED
-    ]
+    return [f"{module}:{name}" for module in modules() for name in _numbers(_tree(module)) if name not in NOT_VARIED]
 
 
 @lru_cache(maxsize=4)

@@ -127,7 +127,7 @@ def matrix(
     as_json: Annotated[bool, typer.Option("--json", help="the summary as JSON")] = False,
 ) -> None:
     """Run every trace, cold start and promise against tuned KEDA and others; write results.md with tables and plots."""
-    from scaler.backtest import report  # noqa: PLC0415 - heavy imports only where the verb runs
+    from scaler.backtest import page, report  # noqa: PLC0415 - heavy imports only where the verb runs
     from scaler.backtest.matrix import PARTS, Matrix, Plan, Runs  # noqa: PLC0415 - as above
     from scaler.backtest.traces import known_traces, short_traces  # noqa: PLC0415 - as above
 
@@ -165,7 +165,7 @@ def matrix(
         matrix = Matrix(plan, runs)
         matrix.run()
         cells, variants = matrix.cells(), matrix.variants()
-    report.write_results(cells, docs, variants)
+    page.write_results(cells, docs, plan, variants)
     summary = report.summary_of([report.row_of_cell(cell) for cell in cells])
     if as_json:
         typer.echo(

@@ -1,0 +1,51 @@
+"""Every constant of the policy is found, and a variant is the policy with one number changed."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from scaler.backtest.cases import Case, run
+from scaler.backtest.sensitivity import FACTORS, constants, modules, varied_policy
+from scaler.core import holds
+from scaler.policies import slo
+
+
+def test_the_constants_of_the_policy_and_of_what_only_it_imports_are_found() -> None:
+    assert modules()[-1] == "scaler.policies.slo"
+    assert {"scaler.core.estimate", "scaler.core.holds"} < set(modules())
+    found = constants()
+    assert len(found) == len(set(found)) > 10
+    assert "scaler.policies.slo:HPA_WAIT_SECONDS" in found
+    assert not any(name.endswith((":_DAY_SECONDS", ":GROUPS")) for name in found)
+
+
+@pytest.mark.parametrize("constant", constants())
+@pytest.mark.parametrize("factor", FACTORS)
+def test_the_policy_still_serves_everybody_with_any_constant_halved_or_doubled(constant: str, factor: float) -> None:
+    case = Case(
+        trace="bursts:every_seconds=900,burst_rate_per_second=1",
+        cold_start_seconds=20.0,
+        scaler="slo",
+        wait_seconds=20.0,
+        days=0.05,
+        service_seconds=4.0,
+        varied=(constant, factor),
+    )
+    result = run(case)
+    assert result.gpu_seconds >= result.busy_seconds
+
+
+def test_a_variant_leaves_the_policy_as_it_is() -> None:
+    before = slo.HPA_WAIT_SECONDS
+    varied = varied_policy("scaler.policies.slo:HPA_WAIT_SECONDS", 2.0)
+    assert varied is not slo.POLICY
+    assert sys.modules[type(varied).__module__] is slo
+    assert before == slo.HPA_WAIT_SECONDS
+
+
+def test_what_is_worked_out_from_a_constant_follows() -> None:
+    varied = varied_policy("scaler.core.holds:FIRST_SECONDS", 2.0)
+    fresh = type(varied).propose.__globals__["in_use"].__globals__
+    assert (fresh["FIRST_SECONDS"], fresh["_EDGES"][1]) == (2 * holds.FIRST_SECONDS, 2 * holds._EDGES[1])
