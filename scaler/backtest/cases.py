@@ -14,13 +14,16 @@ from typing import Any
 
 from scaler.backtest.sensitivity import varied_policy
 from scaler.backtest.traces import load_trace
+from scaler.core.answers import JOBS
 from scaler.core.model import Goals
 from scaler.errors import PilotlightError
 from scaler.plugins import policies
 from scaler.simulator.arrivals import Arrival
 from scaler.simulator.baselines import Backlog, KedaConfig, Knative, RayServe, stock_keda
 from scaler.simulator.controllers import Pilot
+from scaler.simulator.jobs import Answered, JobWorld, Reader, backlogged, strategy_of
 from scaler.simulator.keda import Fixed
+from scaler.simulator.rules import JobSpec, JobStrategy
 from scaler.simulator.world import Outcome, Scaler, World, WorldSpec, cold_start
 
 BLOCKS = 56  # of a trace, for block bootstrap: a quarter of a day of a fortnight
@@ -31,6 +34,8 @@ BASELINES = ("keda", "keda-fast", "knative", "ray", "sagemaker", "fixed", "keda-
 class Case:
     """What is run. `scaler`: a policy of ours, a baseline, "fixed" with `replicas`, or "keda-tuned" with `keda`.
 
+    `job_strategy`: the workload is a ScaledJob with this strategy, whose jobs end after `requests_per_job` (None: when
+    nothing waits); `scaler` is "jobs" (Pilotlight's `answer: jobs`) or "keda" with `target_value`.
     `varied`: a constant of policy slo, as "module:NAME", and the factor it is multiplied by. `most_gpu_seconds`: a run
     that has cost more is stopped.
     """
@@ -54,6 +59,8 @@ class Case:
     days: float = 1.0
     keep_timeline: bool = False
     varied: tuple[str, float] | None = None
+    job_strategy: str | None = None
+    requests_per_job: int | None = 1
     most_gpu_seconds: float = math.inf
 
 
@@ -121,6 +128,46 @@ def run(case: Case) -> Result:
     return _result(case, outcome, from_seconds, span_seconds / BLOCKS)
 
 
+def simulated(case: Case) -> Result:
+    """One simulation of whatever the case is about. Raises PilotlightError for a scaler or strategy nobody knows."""
+    return run(case) if case.job_strategy is None else run_jobs(case)
+
+
+def run_jobs(case: Case) -> Result:
+    """One simulation with a ScaledJob. Raises PilotlightError for a scaler or strategy nobody knows."""
+    strategy = strategy_of(case.job_strategy or "")
+    if strategy is None:
+        allowed = ", ".join(one.value for one in JobStrategy)
+        raise PilotlightError(f'ScaledJob strategy "{case.job_strategy}" is unknown; there are: {allowed}')
+    reader: Reader
+    if case.scaler == "jobs":
+        goals = Goals(target_value=1.0, concurrency=case.concurrency, max_replicas=case.max_replicas)
+        reader = Answered(policy=JOBS, goals=goals)
+    elif case.scaler == "keda":
+        reader = backlogged(strategy, case.target_value)
+    else:
+        raise PilotlightError(f'"{case.scaler}" does not scale a ScaledJob here; jobs and keda do')
+    trace = cached_trace(case.trace, case.service_seconds, case.days)
+    from_seconds = warm_up_seconds(case.cold_start_seconds)
+    block_seconds = max(trace[-1].at_seconds - from_seconds, 1.0) / BLOCKS
+    world = JobWorld(
+        spec=WorldSpec(
+            cold_start=cold_start(case.cold_start_seconds, case.variation),
+            concurrency=case.concurrency,
+            scored_from_seconds=from_seconds,
+            block_seconds=block_seconds,
+            keep_timeline=case.keep_timeline,
+        ),
+        job=JobSpec(strategy=strategy, max_replicas=case.max_replicas),
+        reader=reader,
+        trace=trace,
+        chance=random.Random(case.seed),  # noqa: S311 - simulation
+        requests_per_job=case.requests_per_job,
+    )
+    outcome = world.run(random.Random(case.seed + 1))  # noqa: S311 - simulation
+    return _result(case, outcome, from_seconds, block_seconds)
+
+
 def scaler_of(case: Case) -> Scaler:
     """Who scales in this case."""
     chance = random.Random(case.seed + 1)  # noqa: S311 - simulation
@@ -168,12 +215,12 @@ def run_all(cases: Iterable[Case], *, processes: int) -> Iterator[tuple[Case, Re
     """
     if processes <= 1:
         for case in cases:
-            yield case, run(case)
+            yield case, simulated(case)
         return
     with ProcessPoolExecutor(max_workers=processes) as pool:
         running: dict[Future[Result], Case] = {}
         for case in cases:
-            running[pool.submit(run, case)] = case
+            running[pool.submit(simulated, case)] = case
             while len(running) > processes:
                 yield from _finished(running)
         while running:

@@ -46,6 +46,13 @@ def one(
     steps: Annotated[str | None, typer.Option(help='the table of policy steps: "1:2,6:5,21:10"')] = None,
     service: Annotated[float, typer.Option(help="mean service seconds, for a pattern")] = 10.0,
     days: Annotated[float, typer.Option(help="length, for a pattern")] = 1.0,
+    job_strategy: Annotated[
+        str | None,
+        typer.Option(help="run it as a ScaledJob: default, custom, accurate or eager; policies are jobs and keda"),
+    ] = None,
+    requests_per_job: Annotated[
+        int, typer.Option(min=0, help="with --job-strategy: requests after which a job ends; 0: when nothing waits")
+    ] = 1,
     gpu_cost: Annotated[float | None, typer.Option(help="what a GPU costs an hour, to show money")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for runs.csv, runs.json and a plot")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output instead of a table")] = False,
@@ -86,8 +93,10 @@ def one(
             service_seconds=service,
             days=days,
             keep_timeline=out is not None and seed == 1,
+            job_strategy=job_strategy,
+            requests_per_job=requests_per_job or None,
         )
-        for name in policy or ["slo", "keda"]
+        for name in policy or (["slo", "keda"] if job_strategy is None else ["jobs", "keda"])
         for seed in range(1, seeds + 1)
     ]
     runs = list(_with_progress(cases))

@@ -85,7 +85,9 @@ def first_reading_imports(metadata: dict[str, str], *, loaded: bool) -> list[str
 @pytest.mark.parametrize("name", TRIGGERS)
 def test_first_reading_imports_no_library_once_they_are_loaded(name: str) -> None:
     metadata = {"source": name} | TRIGGERS[name]
-    assert first_reading_imports(metadata, loaded=False), "nothing left to load would be better, and make this pointless"
+    assert first_reading_imports(metadata, loaded=False), (
+        "nothing left to load would be better, and make this pointless"
+    )
     assert first_reading_imports(metadata, loaded=True) == []
 
 
