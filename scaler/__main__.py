@@ -27,6 +27,7 @@ from scaler.plugins import load_libraries
 from scaler.readers import Readers
 from scaler.service import SERVICE, ExternalScaler, server_credentials, server_options
 from scaler.settings import Settings, TlsSettings, load_settings
+from scaler.slices import Slices
 from scaler.state import StateFile
 from scaler.telemetry import MetricsListener, Telemetry, configure_logs, watch_lag
 
@@ -71,6 +72,7 @@ async def serve(
     def dispatch(workload: Subscriber, outcome: object, now: float) -> None:
         evaluator.on_outcome(workload, outcome, now)  # type: ignore[arg-type]  # only workloads subscribe
 
+    slices = Slices(garbage.Garbage().portion_done)
     health = Health((SERVICE,), telemetry)
     options = server_options(server_settings, settings.limits)
     kedas = grpc.aio.server(options=options)
@@ -82,7 +84,12 @@ async def serve(
     if server_settings.hints_listen is not None:
         ours = grpc.aio.server(options=options)
         hints = Hints(
-            evaluator, telemetry, server=server_settings, token_file=server_settings.hints_token_file, clock=clock
+            evaluator,
+            telemetry,
+            server=server_settings,
+            token_file=server_settings.hints_token_file,
+            slices=slices,
+            clock=clock,
         )
         hints.add_to(ours)
         health.add_to(ours)
@@ -94,7 +101,7 @@ async def serve(
         _reflect(kedas, SERVICE)
         if len(servers) > 1:
             _reflect(servers[1], REPLICAS, EXPLAIN, WARM_POOL)
-    metrics = MetricsListener(telemetry, healthy=lambda: health.serving)
+    metrics = MetricsListener(telemetry, healthy=lambda: health.serving, slices=slices)
 
     await _load_libraries(settings)
     async with contextlib.AsyncExitStack() as stack:
@@ -111,7 +118,7 @@ async def serve(
             limits=settings.limits,
             metrics=telemetry,
             dispatch=dispatch,
-            portion_done=garbage.Garbage().portion_done,
+            slices=slices,
             clock=clock,
         )
         await stack.enter_async_context(readers)
@@ -127,7 +134,7 @@ async def serve(
             stack.push_async_callback(metrics.close)
         async with asyncio.TaskGroup() as group:
             upkeep = [
-                group.create_task(evaluator.run()),
+                group.create_task(evaluator.run(slices)),
                 group.create_task(watch_lag(telemetry)),
                 group.create_task(_collect_garbage()),
             ]

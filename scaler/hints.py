@@ -22,6 +22,7 @@ from scaler.errors import LimitReached, MetricUnknown, NamespaceDenied, Problem,
 from scaler.evaluator import Evaluator, Workload
 from scaler.service import Context, Guard, add_methods, parsed
 from scaler.settings import ServerSettings
+from scaler.slices import Slices
 from scaler.telemetry import Telemetry
 
 REPLICAS: Final = "pilotlight.v1.Replicas"
@@ -32,8 +33,6 @@ WARM_POOL: Final = "pilotlight.v1.WarmPool"
 _STARTING_KEPT = 10_000
 _COLD_STARTS_KEPT = 1_000
 _COLD_START_LIMIT_SECONDS = 86_400.0
-# Explanations made before others get their turn.
-_PORTION = 100
 # Open watches of hints: a person, a pool's controller, a dashboard.
 _WATCHES = 256
 # A watch looks this often whether its hint has changed.
@@ -54,6 +53,7 @@ class Hints:
         *,
         server: ServerSettings | None = None,
         token_file: str | None,
+        slices: Slices | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._evaluator = evaluator
@@ -61,6 +61,7 @@ class Hints:
         self._server = server or ServerSettings()
         self._watches = 0
         self._token_file = token_file
+        self._slices = slices or Slices()
         self._clock = clock
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -153,11 +154,12 @@ class Hints:
         """Every workload, without steps and observations."""
         parsed(pb.ListRequest, request)
         response = pb.ExplainResponse()
-        for count, workload in enumerate(self._evaluator):
+        slice_ends = self._slices.first()
+        for workload in self._evaluator:
             if not workload.superseded:
                 response.explanations.append(self._explanation(workload, whole=False))
-            if count % _PORTION == _PORTION - 1:
-                await asyncio.sleep(0)
+            if self._slices.clock() >= slice_ends:
+                slice_ends = await self._slices.next()
         return response.SerializeToString()
 
     async def get_hint(self, request: bytes) -> bytes:

@@ -32,6 +32,7 @@ from scaler.errors import (
     quoted,
 )
 from scaler.settings import LimitSettings, ReadingSettings
+from scaler.slices import Slices
 from scaler.source import AnySource, Client, SourceContext
 from scaler.trigger import Trigger
 
@@ -43,12 +44,6 @@ _GATHER_SECONDS = 0.01
 _TICK_SECONDS = 0.02
 # More reads than this at once of one client wait for a slot, with all that is due by then in one of them.
 _READS_AT_ONCE = 64
-# How long outcomes are handed out before RPCs get their turn, and for how long that is theirs: a real pause, since
-# an RPC takes about five turns of the loop, and between them gRPC's own thread needs the interpreter's lock.
-_SLICE_SECONDS = 0.001
-_PAUSE_SECONDS = 0.002
-# Queries that are told of a failure before others get their turn.
-_PORTION = 500
 # A failing query skips one period, then three, but never waits for longer than this.
 _BACKOFF_SECONDS = 10.0
 _RESTART_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -202,10 +197,12 @@ class _Reader:
             if not self.queries:
                 return
             self._failure = failure
-            for count, query in enumerate(list(self.queries.values())):
+            slices = self.pool.slices
+            slice_ends = slices.first()
+            for query in list(self.queries.values()):
                 self._deliver(query, failure)
-                if count % _PORTION == _PORTION - 1:
-                    await asyncio.sleep(0)
+                if slices.clock() >= slice_ends:
+                    slice_ends = await slices.next()
             if self.pool.clock() - opened_at > _SOUND_SECONDS:
                 waits = iter(_RESTART_SECONDS)
             wait_seconds = next(waits, wait_seconds)
@@ -311,11 +308,13 @@ class _Reader:
             for query in pending.values():
                 query.in_flight = False
         self.pool.metrics.read(self.source_name, time.perf_counter() - started, len(keys))
+        slices = self.pool.slices
+        slice_ends = slices.first()
         while pending:
             _, query = pending.popitem()
             self._deliver(query, failure)
-            if len(pending) % _PORTION == 0:
-                await asyncio.sleep(0)
+            if slices.clock() >= slice_ends:
+                slice_ends = await slices.next()
 
     def _deliver(self, query: Query, outcome: object) -> None:
         if isinstance(outcome, SourceError):
@@ -358,7 +357,7 @@ class Readers:
     """The pool of clients, and the queue of what they read.
 
     Use as an async context manager: leaving it closes every client. `dispatch` is called for each workload
-    that wanted an outcome, in slices; `portion_done` after each.
+    that wanted an outcome, in `slices`.
     """
 
     def __init__(
@@ -368,7 +367,7 @@ class Readers:
         limits: LimitSettings,
         metrics: ReadMetrics,
         dispatch: Dispatch,
-        portion_done: Callable[[], None] = lambda: None,
+        slices: Slices | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: random.Random | None = None,
     ) -> None:
@@ -379,7 +378,7 @@ class Readers:
         self.ticket = itertools.count()
         self._limits = limits
         self._dispatch = dispatch
-        self._portion_done = portion_done
+        self.slices = slices or Slices()
         self._readers: dict[Hashable, _Reader] = {}
         self._outcomes: deque[tuple[Query, object]] = deque()
         self._arrived = asyncio.Event()
@@ -471,7 +470,7 @@ class Readers:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            slice_ends = time.perf_counter() + _SLICE_SECONDS
+            slice_ends = self.slices.first()
             while self._outcomes:
                 query, outcome = self._outcomes.popleft()
                 query.in_flight = False
@@ -480,7 +479,5 @@ class Readers:
                         self._dispatch(subscriber, outcome, self.clock())
                     except Exception as err:  # noqa: BLE001 - one workload's failure must not stop the others
                         self.metrics.bug("dispatch_failed", err)
-                    if time.perf_counter() >= slice_ends:
-                        self._portion_done()
-                        await asyncio.sleep(_PAUSE_SECONDS)
-                        slice_ends = time.perf_counter() + _SLICE_SECONDS
+                    if self.slices.clock() >= slice_ends:
+                        slice_ends = await self.slices.next()

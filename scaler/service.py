@@ -304,6 +304,8 @@ class Guard:
 
 def _bounded(detail: str) -> str:
     """`detail`, cut where gRPC's percent-encoding of it would exceed `_DETAIL_BYTES`."""
+    if 12 * len(detail) <= _DETAIL_BYTES:  # a character is four bytes at most, and three times as much when encoded
+        return detail
     room_bytes = _DETAIL_BYTES - _encoded_bytes("…")
     used_bytes = kept = 0
     for number, character in enumerate(detail):

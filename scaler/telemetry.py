@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 from scaler.core.model import Decision
 from scaler.core.warm_pool import WarmHint
 from scaler.settings import TelemetrySettings
+from scaler.slices import Slices
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -406,18 +407,15 @@ def configure_logs(settings: TelemetrySettings, stream: TextIO | None = None) ->
 _REQUEST_SECONDS = 5.0
 _REQUEST_BYTES = 8 * 1024
 _SCRAPES_AT_ONCE = 2
-# Rendering goes on for this long, then RPCs have this long for themselves: a real pause, as gRPC's own thread needs
-# the interpreter's lock between the steps of a call.
-_SLICE_SECONDS = 0.001
-_PAUSE_SECONDS = 0.002
 
 
 class MetricsListener:
     """`GET /metrics` and `GET /healthz` over HTTP/1.1, one request a connection."""
 
-    def __init__(self, telemetry: Telemetry, *, healthy: Callable[[], bool]) -> None:
+    def __init__(self, telemetry: Telemetry, *, healthy: Callable[[], bool], slices: Slices | None = None) -> None:
         self._telemetry = telemetry
         self._healthy = healthy
+        self._slices = slices or Slices()
         self._scrapes = 0
         self._server: asyncio.Server | None = None
 
@@ -465,15 +463,14 @@ class MetricsListener:
                 f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\nTransfer-Encoding: chunked\r\n"
                 "Connection: close\r\n\r\n".encode()
             )
-            slice_ends = time.perf_counter() + _SLICE_SECONDS
+            slice_ends = self._slices.first()
             for portion in self._telemetry.text():
                 if portion:
                     writer.write(b"%x\r\n%b\r\n" % (len(portion), portion))
                     async with asyncio.timeout(_REQUEST_SECONDS):
                         await writer.drain()
-                if time.perf_counter() >= slice_ends:
-                    await asyncio.sleep(_PAUSE_SECONDS)
-                    slice_ends = time.perf_counter() + _SLICE_SECONDS
+                if self._slices.clock() >= slice_ends:
+                    slice_ends = await self._slices.next()
             writer.write(b"0\r\n\r\n")
             async with asyncio.timeout(_REQUEST_SECONDS):
                 await writer.drain()
