@@ -8,7 +8,8 @@ the wrapped policy said at some moment of the burst.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic
 
 from scaler.core.decide import Policy, Proposal, Situation, StateT
@@ -46,6 +47,32 @@ class Burst(Generic[StateT]):
         """No burst."""
         return BurstState(inner=self._inner.start())
 
+    def dump(self, state: BurstState[StateT]) -> dict[str, Any]:
+        """As plain values, for a file; of a wrapped policy that can't do so, nothing is kept."""
+        dump = getattr(self._inner, "dump", None)
+        return {
+            "inner": None if dump is None else dump(state.inner),
+            "short": asdict(state.short),
+            "long": asdict(state.long),
+            "held_value": state.held_value,
+            "until_seconds": state.until_seconds,
+        }
+
+    def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> BurstState[StateT]:
+        """From `dump`; `shift_seconds` is added to every moment, where the clock started anew."""
+        load = getattr(self._inner, "load", None)
+        inner = self._inner.start()
+        if load is not None and values["inner"] is not None:
+            inner = load(values["inner"], shift_seconds=shift_seconds)
+        until_seconds = values["until_seconds"]
+        return BurstState(
+            inner=inner,
+            short=_moved(values["short"], shift_seconds),
+            long=_moved(values["long"], shift_seconds),
+            held_value=float(values["held_value"]),
+            until_seconds=None if until_seconds is None else until_seconds + shift_seconds,
+        )
+
     def propose(self, situation: Situation, state: BurstState[StateT]) -> Proposal[BurstState[StateT]]:
         """The wrapped proposal, or the highest of the burst."""
         now_seconds = situation.now_seconds
@@ -74,6 +101,13 @@ class Burst(Generic[StateT]):
         )
         held = replace(proposal, active=True, metric_value=held_value, steps=(*proposal.steps, step))
         return replace(_with_state(held, after), review_at_seconds=until_seconds)
+
+
+def _moved(values: Mapping[str, Any], shift_seconds: float) -> Smoothed:
+    at_seconds = values["at_seconds"]
+    return Smoothed(
+        float(values["value"]), float(values["weight"]), None if at_seconds is None else at_seconds + shift_seconds
+    )
 
 
 def _with_state(proposal: Proposal[Any], state: BurstState[StateT]) -> Proposal[BurstState[StateT]]:
