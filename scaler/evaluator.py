@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from random import Random
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from scaler.core import warm_pool
 from scaler.core.decide import Memory, Policy, decide
@@ -39,7 +39,7 @@ from scaler.errors import (
 )
 from scaler.settings import Settings
 from scaler.slices import Slices
-from scaler.state import Key, Restored
+from scaler.state import Durable, Key, Restored
 from scaler.telemetry import DryRun, Telemetry, WorkloadFacts
 from scaler.trigger import Trigger, parse_trigger
 
@@ -84,8 +84,11 @@ class Reading(Protocol):
 class Keeping(Protocol):
     """What outlives the process: `StateFile`."""
 
-    def restored(self, key: Key, policy: Policy[Any]) -> Restored | None:
+    def restored(self, key: Key, policy: Policy[Any] | Durable) -> Restored | None:
         """What is known of `key` from before the restart; once."""
+
+    def learn(self, key: Key, policy: Policy[Any] | Durable, *, decision: Decision, state: Any) -> None:
+        """Take note of what was learned under `key`, without an observation."""
 
     def keep(
         self,
@@ -174,6 +177,53 @@ class _Watched:
         self.told_at = -math.inf
         self.gpu_seconds = 0.0
         self.answered_gpu_seconds = 0.0
+
+    @property
+    def kept(self) -> _Trial:
+        """What outlives the workload and the process."""
+        return _Trial(self.memory.state, self.gpu_seconds, self.answered_gpu_seconds)
+
+    def resume(self, trial: _Trial) -> None:
+        """Go on from what was kept."""
+        self.memory = Memory(state=trial.state)
+        self.gpu_seconds, self.answered_gpu_seconds = trial.gpu_seconds, trial.answered_gpu_seconds
+
+
+class _Trial(NamedTuple):
+    """What a dry run has learned, and what it and the answers have cost since it began."""
+
+    state: Any
+    gpu_seconds: float
+    answered_gpu_seconds: float
+
+
+class _TrialOf:
+    """The form of a `_Trial` in the state file, for one policy."""
+
+    __slots__ = ("_policy",)
+
+    def __init__(self, policy: Policy[Any]) -> None:
+        self._policy = policy
+
+    def dump(self, trial: _Trial) -> dict[str, Any]:
+        """As values for JSON."""
+        policy = self._policy
+        return {
+            "state": policy.dump(trial.state) if isinstance(policy, Durable) else None,
+            "gpu_seconds": trial.gpu_seconds,
+            "answered_gpu_seconds": trial.answered_gpu_seconds,
+        }
+
+    def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> _Trial:
+        """From `dump`."""
+        policy = self._policy
+        learned = values["state"]
+        state = (
+            policy.load(learned, shift_seconds=shift_seconds)
+            if isinstance(policy, Durable) and learned is not None
+            else policy.start()
+        )
+        return _Trial(state, float(values["gpu_seconds"]), float(values["answered_gpu_seconds"]))
 
 
 class Workload:
@@ -470,12 +520,17 @@ class Evaluator:
         """What was learned of it before it expired, or before the process restarted."""
         trigger = workload.trigger
         goals, key = trigger.goals, _learned_key(trigger)
+        if workload.dry_run is not None and (trial := self._trial(trigger)) is not None:
+            workload.dry_run.resume(trial)
         learned = self._learned.pop(key, None)
         if learned is not None:
             workload.memory = Memory(state=learned)
             return
         found = None if self._keeper is None else self._keeper.restored(key, trigger.policy)
         state = None if found is None else found.state
+        cautious = trigger.policy_name == "slo" and goals.answer == "demand" and state is None
+        if cautious and (trial := self._trial(trigger)) is not None:
+            state = trial.state  # it takes over what it learned while it was only tried; of replicas it knows nothing
         last = None if found is None else found.decision
         blank_seconds = (goals.cold_start_seconds or _COLD_START_FIRST_SECONDS) + goals.hold_seconds
         if last is not None and now - last.at_seconds > blank_seconds + self._settings.reading.failing_active_seconds:
@@ -485,10 +540,23 @@ class Evaluator:
             workload.good_until = last.at_seconds + goals.hold_seconds
         if last is not None or state is not None:
             workload.memory = Memory(state=trigger.policy.start() if state is None else state, last=last)
-        if trigger.policy_name == "slo" and goals.answer == "demand" and state is None:
+        if cautious:
             workload.blank_until = now + blank_seconds
             if last is not None and last.active and now - last.at_seconds <= blank_seconds:
                 workload.peak = last.desired_replicas
+
+    def _trial(self, trigger: Trigger) -> _Trial | None:
+        """What a dry run learned: of a trigger that was changed, that expired, or before the process restarted."""
+        key = _trial_key(trigger)
+        scaled_object = self._objects.get(key[:2])
+        for other in reversed(scaled_object.workloads if scaled_object else ()):
+            if other.dry_run is not None and other.dry_run.memory.last is not None and _trial_key(other.trigger) == key:
+                return other.dry_run.kept
+        trial: _Trial | None = self._learned.pop(key, None)
+        if trial is None and self._keeper is not None:
+            found = self._keeper.restored(key, _TrialOf(trigger.dry_run or trigger.policy))
+            trial = None if found is None else found.state
+        return trial
 
     def _is_full(self, trigger: Trigger) -> str | None:
         """The limit that keeps a new workload out, in words, or None."""
@@ -598,6 +666,14 @@ class Evaluator:
         if workload.dry_run is not None:
             dry_run_desired = self._watch(workload, workload.dry_run, decision, sample, view)
         if self._keeper is not None:
+            if workload.dry_run is not None and workload.dry_run.memory.last is not None:
+                assert trigger.dry_run is not None
+                self._keeper.learn(
+                    _trial_key(trigger),
+                    _TrialOf(trigger.dry_run),
+                    decision=workload.dry_run.memory.last,
+                    state=workload.dry_run.kept,
+                )
             self._keeper.keep(
                 _learned_key(trigger),
                 trigger.policy,
@@ -990,6 +1066,8 @@ class Evaluator:
             self._called[workload.digest] = workload.called_at
         if workload.memory.state is not None and not workload.superseded:
             self._learned[_learned_key(workload.trigger)] = workload.memory.state
+        if workload.dry_run is not None and not workload.superseded:
+            self._learned[_trial_key(workload.trigger)] = workload.dry_run.kept
         for kept in (self._called, self._learned):
             while len(kept) > _PAST_KEPT:
                 kept.popitem(last=False)
@@ -1179,6 +1257,10 @@ def _siblings(workload: Workload) -> list[Workload]:
 
 def _learned_key(trigger: Trigger) -> tuple[str, str, str, str]:
     return trigger.namespace, trigger.name, trigger.identity, trigger.policy_name
+
+
+def _trial_key(trigger: Trigger) -> tuple[str, str, str, str]:
+    return trigger.namespace, trigger.name, trigger.identity, "slo dryRun"
 
 
 def _differs(before: Decision, after: Decision) -> bool:

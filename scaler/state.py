@@ -109,7 +109,7 @@ class _Last(NamedTuple):
     """The newest of one workload, not yet written."""
 
     at: float
-    policy: Policy[Any]
+    policy: Policy[Any] | Durable
     decision: Decision
     state: Any
 
@@ -172,7 +172,7 @@ class StateFile:
         if self._thread is not None:
             self._thread.join(_CLOSE_SECONDS)
 
-    def restored(self, key: Key, policy: Policy[Any]) -> Restored | None:
+    def restored(self, key: Key, policy: Policy[Any] | Durable) -> Restored | None:
         """What is known of `key` from before the restart; once."""
         row = self._found.pop(key, None)
         if row is None:
@@ -228,6 +228,11 @@ class StateFile:
                 self._rows.append((key, (at, *row)))
             else:
                 self.dropped += 1
+
+    def learn(self, key: Key, policy: Policy[Any] | Durable, *, decision: Decision, state: Any) -> None:
+        """Take note of what was learned under `key`, without an observation: of a dry run, which is not asked."""
+        with self._lock:
+            self._lasts[key] = _Last(self._wall(), policy, decision, state)
 
     @property
     def waiting(self) -> int:
@@ -378,8 +383,9 @@ class StateFile:
         )
 
     def _dump(self, newest: _Last) -> str | None:
+        assert isinstance(newest.policy, Durable)  # the caller has seen it
         try:
-            return json.dumps(newest.policy.dump(newest.state), separators=(",", ":"))  # type: ignore[attr-defined]  # the caller has seen that it is Durable
+            return json.dumps(newest.policy.dump(newest.state), separators=(",", ":"))
         except Exception as err:  # noqa: BLE001 - one policy's mistake must not cost the others their state
             kind = type(newest.policy).__name__
             if kind not in self._undumpable:

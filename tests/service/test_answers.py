@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,8 +18,9 @@ from scaler.core.decide import Memory, decide
 from scaler.core.model import Decision, Goals, Sample
 from scaler.errors import SourceNoData, SourceTimeout, TriggerInvalid
 from scaler.evaluator import Evaluator, Workload
-from scaler.settings import Settings, TelemetrySettings
+from scaler.settings import Settings, StateSettings, TelemetrySettings
 from scaler.simulator.rules import HpaSpec, JobSpec, JobTrigger, Metric, Scale, combined_proposal, jobs_to_create
+from scaler.state import StateFile
 from scaler.telemetry import Telemetry
 from tests.service.conftest import RunShell
 from tests.service.scripted import World
@@ -31,11 +33,20 @@ SLO = {"waitSeconds": "20", "serviceSeconds": "10", "coldStartSeconds": "10", "h
 class Bench:
     """An evaluator with a clock of its own and readings that a test hands in."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None, *, wall: float = 0.0) -> None:
+        """With a state folder where one is given; the process begins at the wall's time `wall`."""
         self.clock = Clock()
+        self.clock.now += wall / 7  # each process's own clock starts elsewhere
+        began = self.clock.now
+        self.state = None
+        if folder is not None:
+            settings = StateSettings(commit_seconds=0.02)
+            self.state = StateFile(folder, settings, clock=self.clock, wall=lambda: wall + self.clock.now - began)
+            self.state.start()
         self.evaluator = Evaluator(
             settings=Settings(),
             telemetry=Telemetry(TelemetrySettings(), clock=self.clock),
+            keeper=self.state,
             clock=self.clock,
             chance=Random(7),
         )
@@ -165,6 +176,50 @@ def test_a_dry_run_answers_by_target_and_records_what_slo_would_have_asked_for()
     assert watched.watched is not None
     assert (watched.watched.gpu_seconds, watched.watched.answered_gpu_seconds) == (would, answered)
     assert would > 0
+
+
+def tried(folder: Path, times: int, *, wall: float, **more: str) -> Workload:
+    """One life of the process: the same trigger, so many readings, and everything written at the end."""
+    bench = Bench(folder, wall=wall)
+    assert bench.state is not None
+    workload = bench.workload("orders", **SLO, **more)
+    for value in [5.0, 60.0, 60.0, 20.0, 0.0] * times:
+        bench.read(workload, value)
+    bench.state.close()
+    return workload
+
+
+def test_what_a_dry_run_learned_and_what_it_saved_survive_a_restart(tmp_path: Path) -> None:
+    first = tried(tmp_path, 8, wall=1_000_000.0, dryRun="true")
+    before, known = first.watched, first.estimates
+    assert before is not None
+    assert known is not None
+    again = tried(tmp_path, 0, wall=1_000_100.0, dryRun="true")
+    assert again.estimates is not None
+    assert again.estimates.at_seconds is not None
+    assert again.estimates.at_seconds < 1_000.0 + 1_000_100.0 / 7  # by the new process's clock, before it began
+    assert (again.estimates.samples, again.estimates.completions) == (known.samples, known.completions)
+    went_on = tried(tmp_path, 1, wall=1_000_200.0, dryRun="true").watched
+    assert went_on is not None
+    assert went_on.gpu_seconds > before.gpu_seconds
+    assert went_on.answered_gpu_seconds > before.answered_gpu_seconds > 0
+
+
+def test_slo_takes_over_what_it_learned_while_it_was_tried(tmp_path: Path) -> None:
+    known = tried(tmp_path, 8, wall=1_000_000.0, dryRun="true").estimates
+    taken = tried(tmp_path, 0, wall=1_000_100.0).estimates
+    assert known is not None
+    assert taken is not None
+    assert taken.samples == known.samples
+    # ... also where only the trigger was changed, and the process goes on.
+    bench = Bench()
+    trial = bench.workload("orders", dryRun="true", **SLO)
+    for value in (5.0, 60.0, 20.0):
+        bench.read(trial, value)
+    metadata = {"source": "scripted", "world": "w", "object": "orders", **SLO}
+    changed = bench.evaluator.admit(b"changed", "team-a", "llama", metadata)
+    assert changed.estimates is not None
+    assert changed.estimates == trial.estimates
 
 
 def test_a_dry_run_needs_what_slo_needs() -> None:
