@@ -84,7 +84,7 @@ pictures: $(VENV)/.test ## draw docs/pictures for docs/policies.md from the simu
 
 .PHONY: results
 results: $(VENV)/.test ## the policies against tuned KEDA (docs/results.md; resumable; an hour), and docs/results/bench.json
-	$(BIN)/python -m tests.compiled build/compiled || echo "not compiled: the same figures take twice as long" >&2
+	$(BIN)/python -m tests.compiled build/compiled || echo "not compiled: the same figures take four times as long" >&2
 	PYTHONPATH=build/compiled $(BIN)/pilotlight backtest matrix $(MATRIX)
 	mkdir -p docs/results build
 	$(BIN)/python -m tests.bench $(ARGS) > build/bench.json
