@@ -57,12 +57,16 @@ def prepare(path: str, message: bytes) -> Call:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a load saw. Latencies in seconds, each with the moment its call was due."""
+    """What a load saw. Latencies in seconds, each with the moment its call was due.
+
+    `lateness`: how much later than due the client came to send each call, in seconds; it is part of the latency.
+    """
 
     seconds: float = 0.0
     succeeded: int = 0
     failed: int = 0
     latencies: list[tuple[float, float]] = field(default_factory=list)
+    lateness: list[float] = field(default_factory=list)
 
 
 class Connection:
@@ -151,13 +155,16 @@ class Connection:
 
 
 def saturate(connection: Connection, calls: Iterator[Call], *, in_flight: int, seconds: float) -> Outcome:
-    """Keep `in_flight` calls under way for `seconds`."""
+    """Keep `in_flight` calls under way for `seconds`; latencies count from when a call was sent."""
     outcome = Outcome()
     free = in_flight
+    sent_at: dict[int, float] = {}
 
-    def ended(_stream: int, succeeded: bool) -> None:
+    def ended(stream: int, succeeded: bool) -> None:
         nonlocal free
         free += 1
+        sent = sent_at.pop(stream)
+        outcome.latencies.append((sent, time.perf_counter() - sent))
         if succeeded:
             outcome.succeeded += 1
         else:
@@ -172,7 +179,7 @@ def saturate(connection: Connection, calls: Iterator[Call], *, in_flight: int, s
             batch.append(next(calls))
             free -= 1
         if batch:
-            connection.send(batch)
+            sent_at.update(dict.fromkeys(connection.send(batch), now))
         connection.receive(ends - now)
     outcome.seconds = time.perf_counter() - started
     while free < in_flight:
@@ -201,6 +208,7 @@ def pace(connection: Connection, calls: Iterator[Call], *, per_second: float, se
         due = started + count / per_second
         if count < total and due <= now:
             due_of[connection.send([next(calls)])[0]] = due
+            outcome.lateness.append(now - due)
             count += 1
             continue
         connection.receive(min(due - now, 0.05) if count < total else 1.0)
