@@ -12,7 +12,7 @@ import gc
 from typing import Final
 
 # Portions of work between two looks at the middle generation.
-_MIDDLE_EVERY: Final = 16
+_MIDDLE_EVERY: Final = 32
 # Cycles that outlive the middle generation (ended streams) wait for a look at everything, which takes about 10 ms for
 # each 1,000 workloads.
 FULL_EVERY_SECONDS: Final = 300.0
@@ -27,7 +27,7 @@ class Garbage:
         self._portions = 0
 
     def portion_done(self) -> None:
-        """A portion of work, of a millisecond or so, has made and dropped objects."""
+        """A portion of work, of half a millisecond or so, has made and dropped objects."""
         self._portions += 1
         gc.collect(0 if self._portions % _MIDDLE_EVERY else 1)
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Final
 
 # How long work goes on, and for how long the loop is then the RPCs': a real pause, since an RPC takes about five turns
-# of the loop, and between them gRPC's own threads need the processor and the interpreter's lock. A quarter of the time
-# is enough for 10,000 readings a second.
-SLICE_SECONDS: Final = 0.001
-PAUSE_SECONDS: Final = 0.003
+# of the loop, and between them gRPC's own threads need the processor and the interpreter's lock. A fifth of the time
+# is enough for 8,000 readings a second.
+SLICE_SECONDS: Final = 0.0005
+PAUSE_SECONDS: Final = 0.002
 # A pause that ends this much too late was one with RPCs in it; there may be more of them. (Timers are exact to 1 ms.)
 LATE_SECONDS: Final = 0.002
 # After this many pauses in a row work goes on however busy the loop is: readings get old, too.

@@ -405,16 +405,17 @@ def memory(*, workloads: int = 10_000) -> dict[str, Any]:
             answered += outcome.succeeded
         _scrape(service)
         time.sleep(3)
-        assert service.scraped("scaler_workloads") == workloads
+        assert service.scraped("scaler_workloads") == workloads, "some workloads are not there"
         polled = (service.rss_bytes() - before) / (workloads - 100)
         say(f"memory: {polled / 1024:.1f} KiB per workload polled")
-        _open_streams(service, workloads)
+        streams = _open_streams(service, workloads)
         _scrape(service)
         time.sleep(3)
-        assert service.scraped("scaler_streams") == workloads
+        assert service.scraped("scaler_streams") == workloads, "some streams ended"
         streaming = (service.rss_bytes() - before) / (workloads - 100)
         say(f"memory: {streaming / 1024:.1f} KiB per workload streaming")
-        connection.close()
+        for each in (connection, *streams):
+            each.close()
     return {
         "polled_kib_per_workload": goal(round(polled / 1024, 1), 15.0),
         "streaming_kib_per_workload": goal(round(streaming / 1024, 1), 45.0),
@@ -422,7 +423,7 @@ def memory(*, workloads: int = 10_000) -> dict[str, Any]:
     }
 
 
-def _open_streams(service: Server, workloads: int) -> None:
+def _open_streams(service: Server, workloads: int) -> list[Connection]:
     """A StreamIsActive for each workload, over four connections, with never more than 100 unanswered on each.
 
     Opened all at once they would wait in gRPC's queues, on a busy machine for longer than one would wait for them.
@@ -448,6 +449,7 @@ def _open_streams(service: Server, workloads: int) -> None:
             heard_at, heard = time.monotonic(), now_heard
         if time.monotonic() - heard_at > 30:
             raise TimeoutError(f"{heard} of {workloads} streams were answered, and no more for 30 s")
+    return connections
 
 
 def _scrape(service: Server) -> str:
