@@ -204,8 +204,14 @@ def scaler_of(case: Case) -> Scaler:
         goals=goals,
         chance=chance,
         sees_replicas=case.sees_replicas,
+        sees_use_only=by_use(name),
         fast_scale=case.fast_scale,
     )
+
+
+def by_use(name: str) -> bool:
+    """Whether this policy is about how busy replicas are, in percent, and not about a queue."""
+    return name.partition("+")[0] == "utilization"
 
 
 def run_all(cases: Iterable[Case], *, processes: int) -> Iterator[tuple[Case, Result]]:

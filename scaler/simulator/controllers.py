@@ -7,7 +7,6 @@ skipped, which changes no result: a sync that finds its own number, a poll of a 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +26,7 @@ from scaler.simulator.rules import (
     hpa_sync,
     keda_poll,
     keda_push,
+    metric_proposal,
 )
 from scaler.simulator.world import NEVER, World
 
@@ -36,8 +36,9 @@ class Pilot:
     """A policy of ours behind KEDA (external-push) and the HPA.
 
     `sees_replicas`: whether the policy gets a view. `sees_counters`: whether the source has exact counters of
-    arrivals and completions; `sees_in_flight`: whether it tells requests in flight. `fast_scale`: replicas are
-    raised at once, not at the HPA's next sync.
+    arrivals and completions; `sees_in_flight`: whether it tells requests in flight. `sees_use_only`: the source tells
+    how busy replicas are and whether anything is to be done (dcgm with a `wakeQuery`), nothing of a queue.
+    `fast_scale`: replicas are raised at once, not at the HPA's next sync.
     """
 
     policy: Policy[Any]
@@ -50,6 +51,7 @@ class Pilot:
     sees_replicas: bool = True
     sees_counters: bool = True
     sees_in_flight: bool = True
+    sees_use_only: bool = False
     fast_scale: bool = False
     keep_decisions: bool = False
     decisions: list[Decision] = field(default_factory=list)
@@ -127,17 +129,7 @@ class Pilot:
                     )
                 return
         self._seen = seen
-        in_flight = arrived - completed - waiting
-        counters = self.sees_counters
-        sample = Sample(
-            at_seconds=now_seconds,
-            metric_value=float(arrived - completed),
-            active=arrived > completed,
-            waiting=float(waiting),
-            in_flight=float(in_flight) if self.sees_in_flight else None,
-            arrived_total=float(arrived) if counters else None,
-            completed_total=float(completed) if counters else None,
-        )
+        sample = self._use(world, now_seconds) if self.sees_use_only else self._counts(world, now_seconds)
         decision, self.memory = decide(
             self.policy,
             self.goals,
@@ -153,6 +145,26 @@ class Pilot:
             self.decisions.append(decision)
         self._sample_at_seconds = next_at_seconds
         self._act(world, decision, last, now_seconds)
+
+    def _counts(self, world: World, now_seconds: float) -> Sample:
+        arrived, completed, waiting = world.arrived, world.completed, world.waiting
+        counters = self.sees_counters
+        return Sample(
+            at_seconds=now_seconds,
+            metric_value=float(arrived - completed),
+            active=arrived > completed,
+            waiting=float(waiting),
+            in_flight=float(arrived - completed - waiting) if self.sees_in_flight else None,
+            arrived_total=float(arrived) if counters else None,
+            completed_total=float(completed) if counters else None,
+        )
+
+    def _use(self, world: World, now_seconds: float) -> Sample:
+        ready = world._ready  # noqa: SLF001 - world.py is part of the key of kept results, a property isn't worth them
+        total = 100.0 * sum([replica.busy for replica in ready]) / world.spec.concurrency
+        return Sample(
+            at_seconds=now_seconds, metric_value=total, active=world.in_system > 0 or total > 0, utilization_sum=total
+        )
 
     def _act(self, world: World, decision: Decision, last: Decision | None, now_seconds: float) -> None:
         replicas = world.replicas
@@ -173,7 +185,7 @@ class Pilot:
         if not decision.active and replicas > self.keda.min_replicas and self.keda.min_replicas == 0:
             self._poll_at_seconds = after(now_seconds, self.keda.polling_seconds, self._phases[2])
         self._sync_at_seconds = NEVER
-        if replicas and (not self._memoryless or math.ceil(decision.metric_value - 1e-9) != replicas):
+        if replicas and not (self._memoryless and self._contents(decision, replicas)):
             self._sync_at_seconds = after(now_seconds, HPA_SYNC_SECONDS, self._phases[1])
 
     def _poll(self, world: World, now_seconds: float) -> None:
@@ -204,6 +216,11 @@ class Pilot:
         )
         world.scale_to(wanted, now_seconds)
         # Where it stopped short (a rate limit), it goes on; the last replica of an inactive workload is KEDA's.
-        moved = wanted != replicas and math.ceil(decision.metric_value - 1e-9) != wanted
-        if moved or not self._memoryless:
+        if not (self._memoryless and self._contents(decision, wanted)):
             self._sync_at_seconds = after(now_seconds, HPA_SYNC_SECONDS, self._phases[1])
+
+    def _contents(self, decision: Decision, replicas: int) -> bool:
+        """Whether a sync would leave so many replicas alone."""
+        hpa, metric = self._hpa, Metric(decision.metric_value, decision.target_value)
+        proposal = metric_proposal(hpa, metric, Scale(replicas, replicas, replicas))
+        return proposal is None or min(max(proposal, hpa.min_replicas), hpa.max_replicas) == replicas
