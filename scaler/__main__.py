@@ -162,11 +162,17 @@ async def _collect_garbage() -> None:
         garbage.look_at_everything()
 
 
+def _host_and_port(address: str, setting: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    # gRPC would take 65536 and more modulo 65536.
+    if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65_535:
+        raise SettingsInvalid(f"{setting} {quoted(address)}: expected host:port, the port from 0 (a free one) to 65535")
+    return host, int(port)
+
+
 def _bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None, setting: str, tls_setting: str) -> str:
     """Take the port; `host:port` as it came out. Raises SettingsInvalid."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        raise SettingsInvalid(f"{setting} {quoted(address)}: expected host:port")
+    host, _ = _host_and_port(address, setting)
     try:
         if tls is None:
             taken = server.add_insecure_port(address)
@@ -178,11 +184,9 @@ def _bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None, settin
 
 
 async def _listen(metrics: MetricsListener, address: str) -> str:
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        raise SettingsInvalid(f"server.metricsListen {quoted(address)}: expected host:port")
+    host, port = _host_and_port(address, "server.metricsListen")
     try:
-        taken = await metrics.start(host.strip("[]"), int(port))
+        taken = await metrics.start(host.strip("[]"), port)
     except OSError as err:
         raise SettingsInvalid(f"server.metricsListen {quoted(address)}: can't listen there ({err.strerror})") from err
     return f"{host}:{taken}"

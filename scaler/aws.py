@@ -7,6 +7,7 @@ a role, is reachable through a connection only: with it a tenant could read what
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 
 from scaler.errors import SourceDenied, SourceMissing, SourceTimeout, SourceUnavailable, quoted
 from scaler.parameters import Belongs, Parameter, Secret, Values
+
+_REGION = re.compile(r"[a-z0-9-]{1,32}")
 
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
@@ -75,6 +78,15 @@ class AwsKeys(NamedTuple):
     access_key: str
     secret_key: str
     token: str | None
+
+
+def parse_region(values: Values) -> str | None:
+    """`awsRegion`; a problem where it is none, for it becomes part of a host's name."""
+    region = values.text("awsRegion")
+    if region is not None and not _REGION.fullmatch(region):
+        values.problem("awsRegion", 'expected a region such as "eu-west-1"', value=region)
+        return None
+    return region
 
 
 def parse_identity(values: Values) -> AwsIdentity | None:

@@ -27,7 +27,9 @@ _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _JSON_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
-_GO_DURATION_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+# Digits are matched in one way only: "9" * 4000 must not cost minutes.
+_GO_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+_DURATION_CHARACTERS = 64
 _GO_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _INT64_MAX = 2**63 - 1
 
@@ -141,12 +143,14 @@ def parse_number(text: str) -> float:
 def parse_duration(text: str) -> float:
     """Seconds from a Go duration ("500ms", "1m30s") or from whole milliseconds ("500"). Never negative."""
     expected = 'expected a duration such as "500ms" or "2s", or whole milliseconds, not negative'
+    if len(text) > _DURATION_CHARACTERS:
+        raise ValueProblem(expected)
     if _JSON_INTEGER.fullmatch(text) and len(text) < 20:
         seconds = int(text) / 1000
     else:
         unsigned = text.removeprefix("+")
         parts = list(_GO_DURATION_PART.finditer(unsigned))
-        if not parts or len(text) > 64 or "".join(part.group(0) for part in parts) != unsigned:
+        if not parts or "".join(part.group(0) for part in parts) != unsigned:
             raise ValueProblem(expected)
         seconds = sum(float(part.group(1)) * _GO_UNITS[part.group(2)] for part in parts)
     if seconds < 0 or not math.isfinite(seconds):

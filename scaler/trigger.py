@@ -251,8 +251,9 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
         values.problems[:] = [problem for problem in values.problems if not _connections_own(problem, by_name, raw)]
     policy_name, policy = _policy(values)
     dry_run = policies().get("slo") if values.flag("dryRun") else None
-    if policy is not None and not values.problems:
-        goals = replace(goals, target_value=source.target(config))
+    if policy is not None:
+        if not values.problems:
+            goals = replace(goals, target_value=source.target(config))
         for field, expected in (*policy.problems(goals), *(() if dry_run is None else dry_run.problems(goals))):
             values.problem(field, expected)
     if values.problems or policy is None:
@@ -263,6 +264,8 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
         else:
             refusal = _connection_refusal(source.resources(config), connection)
     warnings = (*_retired(parameters, raw), *source.warnings(config))
+    if goals.wait_seconds is not None and policy_name != "slo" and dry_run is None:
+        warnings += (f"waitSeconds is for policy slo; with policy {policy_name} it has no effect",)
     if source.vanishes_at_zero(config) and goals.min_replicas < 1:
         warnings += (
             (
@@ -421,6 +424,8 @@ def _goals(values: Values) -> Goals:
         values.number("hpaTolerance"),
         values.number("attainment"),
     )
+    if steps and not (values.text("policy") or "").startswith("steps"):
+        values.problem("steps", "only for policy steps: add policy: steps, or remove the table", value=text)
     if values.text("answer") == "warm" and values.text("warmFor") is None:
         values.problem("warmFor", "required with answer warm: the ScaledObject whose pool this one scales")
     return Goals(
@@ -449,6 +454,7 @@ def _metadata_refusal(
 ) -> PilotlightError | None:
     """Why this namespace may not say in metadata what it said, or None."""
     rights = settings.rights(namespace)
+    denied = []
     for parameter in parameters:
         said = next((raw[key] for key in parameter.keys if raw.get(key, "").strip()), None)
         if said is None or parameter.belongs is Belongs.TRIGGER:
@@ -460,11 +466,13 @@ def _metadata_refusal(
         elif "@" in said:
             allowed = allowed and rights.metadata_credentials
         if not allowed:
-            return NamespaceDenied(
-                f"namespace {quoted(namespace)} may not set {parameter.name} in metadata; name a `connection`, or "
-                "let the operator of Pilotlight allow metadataEndpoints and metadataCredentials for it"
-            )
-    return None
+            denied.append(parameter.name)
+    if not denied:
+        return None
+    return NamespaceDenied(
+        f"namespace {quoted(namespace)} may not set {', '.join(denied)} in metadata; name a `connection`, or "
+        "let the operator of Pilotlight allow metadataEndpoints and metadataCredentials for it"
+    )
 
 
 def _connection_refusal(resources: Mapping[str, tuple[str, ...]], connection: Connection) -> PilotlightError | None:

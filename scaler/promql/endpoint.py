@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from scaler.aws import PARAMETERS as AWS_PARAMETERS
-from scaler.aws import AwsIdentity, parse_identity
+from scaler.aws import AwsIdentity, parse_identity, parse_region
 from scaler.parameters import Belongs, Parameter, Secret, ValueProblem, Values, parse_map
 
 _OAUTH = "KEDA accepts OAuth for Prometheus but never applies it; use authModes bearer with a token file"
@@ -192,14 +192,14 @@ def parse_server(values: Values) -> Server:
         values.problem("authModes", "expected at most one of bearer and basic", value=",".join(modes))
     _check_modes(values, modes)
     identity = parse_identity(values)
-    region = values.text("awsRegion")
+    region = parse_region(values)
     if region is not None and identity is None:
         values.problem(
             "awsRegion",
             "no AWS credentials to sign with: name a connection, or give awsAccessKeyID and awsSecretAccessKey",
             value=region,
         )
-    if region is None and identity is not None:
+    if not values.given("awsRegion") and identity is not None:
         values.problem("awsRegion", "required with AWS credentials: the region of the managed Prometheus")
     if identity is not None and modes:
         values.problem("authModes", "can't be combined with AWS credentials", value=",".join(modes))

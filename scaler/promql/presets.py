@@ -362,7 +362,10 @@ def preset_parameters(
 def _pods(values: Values) -> tuple[str, str]:
     """The regular expression for the pods, and what to call them."""
     workload, pod = values.text("workload"), values.text("pod")
-    if (workload is None) == (pod is None):
+    if workload is not None and pod is not None:
+        values.problem("pod", "workload and pod exclude each other: keep one")
+        return "", ""
+    if workload is None and pod is None:
         values.problem("workload", "expected the name of a Deployment or StatefulSet, or else a pattern as pod")
         return "", ""
     if workload is not None:

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from scaler.aws import PARAMETERS as AWS_PARAMETERS
-from scaler.aws import AwsCredentials, AwsIdentity, call, parse_identity
+from scaler.aws import AwsCredentials, AwsIdentity, call, parse_identity, parse_region
 from scaler.core.model import ReplicaView, Sample
 from scaler.errors import SourceDenied, SourceError, SourceMissing, SourceUnavailable, quoted
 from scaler.http import guarded_sockets, read_bounded
@@ -156,7 +156,7 @@ class Sqs(Source[SqsConfig, SqsQuery, SqsReading]):
             url=url,
             queue=queue or "",
             account=account,
-            region=values.text("awsRegion") or "",
+            region=parse_region(values) or "",
             endpoint_url=values.text("awsEndpoint"),
             cloudwatch_endpoint_url=values.text("awsCloudWatchEndpoint") or values.text("awsEndpoint"),
             identity=identity,

@@ -339,6 +339,17 @@ async def test_tls_files_that_can_not_serve_are_named(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("listener", ["listen", "hintsListen", "metricsListen"])
+@pytest.mark.parametrize("port", ["65536", "99999", "-1", "٣", "1" * 5000])
+async def test_a_port_that_is_none_is_told(tmp_path: Path, listener: str, port: str) -> None:
+    config = tmp_path / "pilotlight.yaml"
+    listeners = {"listen": "127.0.0.1:0", "hintsListen": None, "metricsListen": None}
+    config.write_text(yaml.safe_dump({"server": listeners | {listener: f"127.0.0.1:{port}"}}))
+    with pytest.raises(SettingsInvalid, match="expected host:port") as caught:
+        await serve(load_settings(str(config)), ready=lambda _: None, stop=asyncio.Event())
+    assert f"server.{listener}" in str(caught.value)
+
+
 def test_the_command_tells_what_keeps_it_from_serving_in_one_line(tmp_path: Path) -> None:
     config = tmp_path / "pilotlight.yaml"
     config.write_text("server: {listen: nowhere}")

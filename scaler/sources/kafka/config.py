@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from scaler.aws import PARAMETERS as AWS_PARAMETERS
-from scaler.aws import AwsIdentity, parse_identity
+from scaler.aws import AwsIdentity, parse_identity, parse_region
 from scaler.parameters import Belongs, Parameter, Secret, ValueProblem, Values
 from scaler.sources.kafka.lag import LagRules
 from scaler.tls import ClientTls
@@ -178,7 +178,6 @@ _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")  # Kafka's own rule; "." and ".." 
 _HOST = re.compile(
     r"(?=.{1,253}\Z)[a-zA-Z0-9_]([a-zA-Z0-9_-]*[a-zA-Z0-9_])?(\.[a-zA-Z0-9_]([a-zA-Z0-9_-]*[a-zA-Z0-9_])?)*\.?"
 )
-_REGION = re.compile(r"[a-z0-9-]{1,32}")
 _EXTENSION_KEY = re.compile(r"[a-zA-Z]+")  # RFC 7628, 3.1
 _PARTITION_MAX = 2**31 - 1
 _SERVERS_MAX = 64
@@ -438,12 +437,9 @@ def _oauth(values: Values) -> OAuthConfig | None:
 
 
 def _msk(values: Values) -> MskConfig | None:
-    region = values.text("awsRegion")
-    if region is None:
+    region = parse_region(values)
+    if not values.given("awsRegion"):
         values.problem("awsRegion", "required with aws_msk_iam")
-    elif not _REGION.fullmatch(region):
-        values.problem("awsRegion", 'expected a region such as "eu-west-1"', value=region)
-        region = None
     if values.text("tls") != "enable":
         values.problem("tls", "aws_msk_iam needs tls enable", value=values.text("tls"))
     count = len(values.problems)

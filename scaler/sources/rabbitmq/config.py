@@ -332,7 +332,8 @@ def _mode(values: Values, *, amqp: bool, warnings: list[str]) -> tuple[Mode, flo
         if given != {"queueLength"}:
             values.problem("queueLength", "deprecated by KEDA and exclusive of mode and value: keep those, remove it")
         value = values.number("queueLength")
-        mode = Mode.QUEUE_LENGTH
+        if "mode" not in given:
+            mode = Mode.QUEUE_LENGTH
     elif "value" not in given:
         values.problem("value", "required with mode")
     elif "mode" not in given:
@@ -353,17 +354,17 @@ def _server(values: Values) -> tuple[Server | None, str, list[str]]:
     certificate, key = values.secret("cert"), values.secret("key")
     if (certificate is None) != (key is None):
         values.problem("cert" if certificate is None else "key", "cert and key go together: set both")
-    oauth = _oauth(values)
+    oauth, says_oauth = _oauth(values), values.given("oauthTokenURI")
     found = _uri(values)
     if found is None:
         return None, "", warnings
     scheme, host, port, path, user, user_password, has_query = found
-    if oauth is not None and (username is not None or user is not None):
+    if says_oauth and (username is not None or user is not None):
         values.problem("oauthTokenURI", "OAuth 2.0 excludes a user: remove username, password and those in host")
     if username is None:
         username, password = user, user_password
     amqp = scheme in ("amqp", "amqps")
-    if amqp and oauth is not None:
+    if amqp and says_oauth:
         values.problem("oauthTokenURI", _HTTP_ONLY)
     tls_enabled = values.text("tls") == "enable"
     encrypted = scheme in ("amqps", "https")

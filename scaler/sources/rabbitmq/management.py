@@ -101,7 +101,7 @@ class ManagementClient:
         self._server = server
         self._context = context
         self._slots = asyncio.Semaphore(_CONCURRENT_REQUESTS)
-        self._http = _Http(server.tls if server.is_encrypted else ClientTls(), context)
+        self._http = _Http(server.tls if server.is_encrypted else None, context)
         # Its own session: the client certificate and sourceUnsafeSsl are for RabbitMQ, not for the token endpoint.
         self._token_http = _Http(ClientTls(ca=server.tls.ca), context)
         oauth = server.oauth
@@ -433,8 +433,8 @@ class _PageOutOfRangeError(SourceUnavailable):
 class _Http:
     """An aiohttp session that follows no redirect, reads bounded bodies and judges each address."""
 
-    def __init__(self, tls: ClientTls, context: SourceContext) -> None:
-        self._tls = tls
+    def __init__(self, tls: ClientTls | None, context: SourceContext) -> None:
+        self._tls = tls  # None: never encrypted, so that no context need be made, which takes 40 ms
         self._context = context
         self._opening = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
@@ -496,14 +496,15 @@ class _Http:
 
     async def _ready(self) -> aiohttp.ClientSession:
         """The session; a new one where certificates were rotated."""
+        tls = self._tls
         rotated = any(
             secret is not None and secret.path is not None
-            for secret in (self._tls.ca, self._tls.certificate, self._tls.key, self._tls.key_password)
+            for secret in ((tls.ca, tls.certificate, tls.key, tls.key_password) if tls is not None else ())
         )
         if self._session is not None and not rotated:
             return self._session
         async with self._opening:
-            texts = self._tls.texts()
+            texts = () if tls is None else tls.texts()
             if self._session is None or texts != self._texts:
                 await self.close()
                 self._session = await self._open()
@@ -511,7 +512,7 @@ class _Http:
             return self._session
 
     async def _open(self) -> aiohttp.ClientSession:
-        context = await asyncio.to_thread(self._tls.context)
+        context = True if self._tls is None else await asyncio.to_thread(self._tls.context)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=_CONCURRENT_REQUESTS,

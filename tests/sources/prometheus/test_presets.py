@@ -302,7 +302,7 @@ def test_who_cannot_wake_from_zero_is_warned(source: str) -> None:
         ({"workload": "a.*"}, "workload"),
         ({"workload": "llama|.*"}, "workload"),
         ({"workload": "x" * 47}, "workload"),
-        ({"pod": "llama-.*"}, "workload"),
+        ({"pod": "llama-.*"}, "pod"),
         ({"workload": "", "pod": "("}, "pod"),
         ({"workload": "", "pod": "(?=a)"}, "pod"),
         ({"workload": "", "pod": "a" * 300}, "pod"),

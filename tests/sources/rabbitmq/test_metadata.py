@@ -626,3 +626,12 @@ def test_every_credential_is_secret_or_belongs_to_the_operator() -> None:
         "clientSecret",
         "endpointParams",
     }
+
+
+def test_what_is_wrong_with_mode_and_oauth_is_told_at_once() -> None:
+    metadata = {"queueName": "q", "host": AMQP, "mode": "MessageRate", "value": "2"}
+    metadata |= {"queueLength": "3", "oauthTokenURI": "https://login.example/token", "clientID": "me"}
+    with pytest.raises(TriggerInvalid) as found:
+        config_of(metadata)
+    fields = {problem.field for problem in found.value.problems}
+    assert fields == {"queueLength", "mode", "clientSecret", "oauthTokenURI"}

@@ -205,3 +205,31 @@ def test_a_namespace_without_the_right_may_not_bring_endpoints() -> None:
     parsed = FileSettings.model_validate({"rights": [{"namespaces": ["*"], "metadataEndpoints": False}]})
     trigger = parse(GOOD, resolve(parsed, {}, where="test"))
     assert isinstance(trigger.refusal, NamespaceDenied)
+
+
+def test_all_that_may_not_be_said_is_named_at_once() -> None:
+    parsed = FileSettings.model_validate(
+        {"rights": [{"namespaces": ["*"], "metadataEndpoints": False, "metadataCredentials": False}]}
+    )
+    trigger = parse(GOOD, resolve(parsed, {}, where="test"))
+    for name in ("awsRegion", "awsAccessKeyID", "awsSecretAccessKey"):
+        assert name in str(trigger.refusal)
+
+
+@pytest.mark.parametrize("region", ["eu west 1", "eu-west-1/", "EU", "x" * 33, "eu.example"])
+def test_what_is_no_region_is_told_by_its_name(region: str) -> None:
+    with pytest.raises(TriggerInvalid) as found:
+        parse(GOOD | {"awsRegion": region})
+    assert [problem.field for problem in found.value.problems] == ["awsRegion"]
+
+
+def test_a_table_of_steps_without_its_policy_is_told() -> None:
+    with pytest.raises(TriggerInvalid, match="only for policy steps"):
+        parse(GOOD | {"steps": "1:2"})
+    assert parse(GOOD | {"steps": "1:2", "policy": "steps+burst"}).policy_name == "steps+burst"
+
+
+def test_a_wait_without_the_policy_that_keeps_it_is_warned_of() -> None:
+    trigger = parse(GOOD | {"waitSeconds": "30", "policy": "target"})
+    assert any("waitSeconds" in warning for warning in trigger.warnings)
+    assert not any("waitSeconds" in warning for warning in parse(GOOD | {"waitSeconds": "30"}).warnings)
