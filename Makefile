@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 DURATION ?= 90
 # more words for pytest, as in `make test ARGS="-k kafka -x"`
 ARGS ?=
-# more words for `make results`: MATRIX=--small is about ten minutes, MATRIX="--hours 1" stops after an hour
+# more words for `make results-matrix`: MATRIX=--small is about ten minutes, MATRIX="--hours 1" stops after an hour
 MATRIX ?=
 
 # where services of `make services-up` are; without that file the tests start their own
@@ -83,9 +83,15 @@ pictures: $(VENV)/.test ## draw docs/pictures for docs/policies.md from the simu
 	$(BIN)/python -m scaler.backtest.pictures
 
 .PHONY: results
-results: $(VENV)/.test ## the policies against tuned KEDA (docs/results.md; resumable; an hour), and docs/results/bench.json
+results: results-matrix results-bench ## docs/results.md and docs/results/bench.json
+
+.PHONY: results-matrix
+results-matrix: $(VENV)/.test ## the policies against tuned KEDA and others, into docs/results.md (resumable; about an hour)
 	$(BIN)/python -m tests.compiled build/compiled || echo "not compiled: the same figures take four times as long" >&2
 	PYTHONPATH=build/compiled $(BIN)/pilotlight backtest matrix $(MATRIX)
+
+.PHONY: results-bench
+results-bench: $(VENV)/.test ## what `make bench` measures, into docs/results/bench.json
 	mkdir -p docs/results build
 	$(BIN)/python -m tests.bench $(ARGS) > build/bench.json
 	cp build/bench.json docs/results/bench.json

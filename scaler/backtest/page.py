@@ -80,7 +80,7 @@ def markdown(rows: Sequence[Row], plan: Plan, varied: Sequence[Row] = ()) -> str
         "# Pilotlight against tuned KEDA",
         "",
         *_wrapped(
-            "Written by `make results` (`pilotlight backtest matrix`), with the simulator of digest "
+            "Written by `make results-matrix` (`pilotlight backtest matrix`), with the simulator of digest "
             f"{code_digest(ours=False)} and the policy of digest {code_digest(ours=True)}; all figures are in "
             "[results/matrix.csv](results/matrix.csv). One configuration of `slo` for all cells: the wait W, the "
             "attainment p and the concurrency are given; service times and cold starts (mean L) are learned from "
