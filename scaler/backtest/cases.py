@@ -86,7 +86,7 @@ class Result:
     stopped: bool = False
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=5)
 def cached_trace(name: str, service_seconds: float, days: float) -> tuple[Arrival, ...]:
     """The trace, read once a process."""
     return tuple(load_trace(name, service_seconds=service_seconds, days=days))

@@ -10,7 +10,7 @@ import csv
 import gzip
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from scaler.errors import PilotlightError
@@ -89,10 +89,10 @@ def known_traces() -> list[str]:
 
 def short_traces(names: Iterable[str]) -> tuple[str, ...]:
     """Those whose runs take few decisions: many variants of a policy can be run on them."""
-    return tuple(name for name in names if _looks(load_trace(name)) <= SHORT_LOOKS)
+    return tuple(name for name in names if looks(load_trace(name)) <= SHORT_LOOKS)
 
 
-def _looks(trace: list[Arrival]) -> float:
+def looks(trace: Sequence[Arrival]) -> float:
     """About how many decisions a run takes: one each few seconds while something is in the system."""
     busy_seconds = 0.0
     until_seconds = 0.0
