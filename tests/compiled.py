@@ -21,14 +21,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PATTERNS = ("core/*.py", "simulator/*.py", "policies/slo.py")
 AS_THEY_ARE = frozenset({"__init__.py", "arrivals.py", "answers.py", "warm_pool.py"})
+TRAVELLERS = frozenset({"KedaConfig"})  # between processes: what mypyc makes of `__init__` can't be unpickled
 SETUP = """
 from setuptools import setup
 from mypyc.build import mypycify
 setup(name="compiled", packages=[], ext_modules=mypycify({modules!r}, opt_level="2"))
 """
 PROBE = """
+import pickle
 import scaler.simulator.world as world
 from scaler.backtest.cases import Case, run
+from scaler.simulator.baselines import keda_grid
+config = next(keda_grid())
+assert pickle.loads(pickle.dumps(config)) == config and hash(config)
 result = run(Case(trace="flash", cold_start_seconds=30.0, scaler="slo", wait_seconds=30.0))
 print(world.__file__.endswith(".py"), repr((result.gpu_seconds, result.starts, result.shares)))
 """
@@ -107,7 +112,7 @@ def _change_class(node: ast.ClassDef) -> None:
             if any(word.arg == "frozen" for word in decorator.keywords):
                 words["unsafe_hash"] = ast.keyword("unsafe_hash", ast.Constant(value=True))
             lines = _init(node, kw_only="kw_only" in words)
-            if lines is not None:
+            if lines is not None and node.name not in TRAVELLERS:
                 words["init"] = ast.keyword("init", ast.Constant(value=False))
                 node.body += ast.parse("\n".join(lines)).body
             decorator.keywords = list(words.values())
