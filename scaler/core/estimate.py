@@ -22,6 +22,7 @@ HOURS = 24
 _HOUR_SECONDS = 3_600.0
 _DAY_SECONDS = 86_400.0
 _MOST_BATCHES = 96  # arrivals that still wait, by sample; older neighbours are merged above this
+_MOST_RECENT = 24  # arrivals, by sample, from which the level of demand is told
 _COMPLETIONS_KEPT = 300.0  # service seconds are the mean of about so many completions
 _COLD_STARTS_KEPT = 20.0
 _ERRORS_KEPT = 40.0  # forecast errors, in windows of one cold start
@@ -61,6 +62,7 @@ class Estimates:
     batches: tuple[tuple[float, float], ...] = ()  # (arrived so far, at): those that still wait
     counted: float = 0.0  # requests whose wait is known, about the last day
     missed: float = 0.0
+    recent: tuple[tuple[float, float], ...] = ()  # (arrived before, at) of arrivals, newest last, older ones thinned
     debt: float = 0.0  # misses beyond what was promised; negative: credit
     hour: int = -1
     hour_arrived: float = 0.0
@@ -130,6 +132,7 @@ def updated(
     cold_starts_seconds: Sequence[float],
     waking: bool,
     now_seconds: float,
+    least_debt: float = -math.inf,
 ) -> Estimates:
     """With one more sample.
 
@@ -172,6 +175,12 @@ def updated(
     batches, counted, missed = _waits(
         known, goals, arrived, started, now_seconds=now_seconds, recent_seconds=recent_seconds, purged=purged
     )
+    recent = known.recent
+    if arrivals > 0:
+        recent = (*recent, (known.arrived, now_seconds - 0.5 * recent_seconds))
+        if len(recent) > _MOST_RECENT:
+            half = _MOST_RECENT // 2
+            recent = (*recent[:half:2], *recent[half:])
     counted_before, missed_before = known.counted, known.missed
     if counted:
         fade = math.exp(-elapsed_seconds / _DAY_SECONDS)
@@ -249,7 +258,8 @@ def updated(
         batches,
         counted_before + counted,
         missed_before + missed,
-        known.debt + missed - (1.0 - goals.attainment) * counted,
+        recent,
+        max(known.debt + missed - (1.0 - goals.attainment) * counted, least_debt),
         hour,
         hour_arrived,
         hour_seconds,
@@ -275,7 +285,8 @@ def loaded(values: dict[str, Any], *, shift_seconds: float = 0.0) -> Estimates:
             moved = None if at_seconds is None else at_seconds + shift_seconds
             fields[name] = Smoothed(mean["value"], mean["weight"], moved)
     fields["hours"] = tuple((float(rate), float(days)) for rate, days in fields.get("hours", ()))
-    fields["batches"] = tuple((float(until), float(at) + shift_seconds) for until, at in fields.get("batches", ()))
+    for name in ("batches", "recent"):
+        fields[name] = tuple((float(count), float(at) + shift_seconds) for count, at in fields.get(name, ()))
     for name in ("at_seconds", "window_at_seconds", "waking_since_seconds"):
         if fields.get(name) is not None:
             fields[name] += shift_seconds
@@ -315,6 +326,7 @@ def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, n
         window_forecast=known.short.value,
         waking_since_seconds=None,
         batches=((waiting, now_seconds),) if waiting else (),
+        recent=((0.0, now_seconds),) if waiting else (),
         hour=-1,
         hour_arrived=0.0,
         hour_seconds=0.0,

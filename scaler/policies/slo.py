@@ -38,16 +38,14 @@ HPA_SPREAD_SECONDS = 4.3  # ... and its standard deviation
 BUDGET_FIRST = 6.0  # misses over the budget that double the base of the power
 BUDGET_SHARE = 0.25  # ... or this share of what a day's requests may miss, where that is more
 CROWD_SHARE = 0.5  # ... or this share of the requests that one surprise makes late, where that is more
-PRICE_POWER = 2.5
-PRICE_FIRST = 0.4  # of service seconds times the root of the odds of the promise
+PRICE_FIRST = 1.0
 FLOOR = 1.2  # a replica that works through one whole wait always pays for itself, with this margin
 BATCHES_LOOKED_AT = 8
 LEAST_GAIN = 0.1  # at most ten replicas are started to have one of them early, whatever the price
 SERVICE_VARIATION = 0.5  # squared coefficient of variation of service times, for how far capacity may be off
 
 _NORMAL = NormalDist()
-_ROOT_HALF = math.sqrt(0.5)
-_NORMAL_TOP = 1.0 / math.sqrt(2.0 * math.pi)
+ROOT_THREE_OVER_PI = math.sqrt(3.0) / math.pi  # a logistic distribution's scale over its standard deviation
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +98,7 @@ class Slo:
         asked = 0 if last is None else last.desired_replicas
         before = state.estimates
         start = _starting(before, goals)
+        wait_seconds = goals.wait_seconds or 0.0
         asked_at_seconds = state.asked_at_seconds
         if seen is None:
             view, asked_at_seconds = _believed(
@@ -107,6 +106,9 @@ class Slo:
             )
         else:
             view = seen
+        # Slow quantities are taken from before this sample: more waiting must never look like less to do.
+        in_time = start.slots + start.speed * wait_seconds  # requests that one replica begins in time
+        price, least_debt = _price(before, goals, start, FLOOR * start.lead_seconds / in_time, now_seconds)
         known = updated(
             before,
             situation.sample,
@@ -114,16 +116,15 @@ class Slo:
             ready=view.ready,
             cold_starts_seconds=view.cold_starts_seconds,
             waking=seen is None and asked > 0 and (view.ready == 0 or before.waking_since_seconds is not None),
+            least_debt=least_debt,
             now_seconds=now_seconds,
         )
-        wait_seconds = goals.wait_seconds or 0.0
-        # Slow quantities are taken from before this sample: more waiting must never look like less to do.
-        in_time = start.slots + start.speed * wait_seconds  # requests that one replica begins in time
-        price = max(_price(before, goals, start, now_seconds), FLOOR * start.lead_seconds / in_time)
-        need, why, numbers = _need(known, view, start, price, wait_seconds=wait_seconds, now_seconds=now_seconds)
+        # What the price pays for being wrong: a newsvendor's quantile.
+        wrong = start.lead_seconds / (price * in_time)
+        margin = _NORMAL.inv_cdf(1.0 - min(max(wrong, 1e-4), 0.9)) * math.sqrt(SERVICE_VARIATION)
+        need, why, numbers = _need(known, view, start, price, margin=margin, wait_seconds=wait_seconds, now_seconds=now_seconds)
         there = view.alive
-        # More may be started than there are requests, to beat the odds of a late cold start: that is not use.
-        using = min(need, math.ceil((known.waiting + known.in_flight) / start.slots - 1e-9), goals.max_replicas)
+        using = 0 if known.arrived == before.arrived else min(_asked_for(known, start, wait_seconds, margin), goals.max_replicas)
         on_demand = start.begun(wait_seconds, start.lead_seconds + HPA_WAIT_SECONDS)
         # Many at once may avert on demand what one that is kept would; with what each miss costs, less relied upon.
         averted = min(price, start.lead_seconds / max(on_demand, 1e-9))
@@ -131,7 +132,7 @@ class Slo:
         holds = in_use(
             state.holds,
             using,
-            letting_go=_letting_go(before.dispersion, start, wait_seconds, missing),
+            letting_go=_letting_go(before.long.value / start.speed, start, wait_seconds, missing),
             shortest_seconds=2.0 * before.interval_seconds,
             now_seconds=now_seconds,
         )
@@ -148,7 +149,7 @@ class Slo:
             Step(name="need", before=there, after=need, reason=why, numbers=numbers),
             Step(
                 name="hold",
-                before=using,
+                before=kept,
                 after=desired,
                 reason="a late request is worth {:.0f} GPU-seconds; {} kept; {:.3f} in time of {:.0f} requests; "
                 "service {:.1f} s, cold start {:.0f} s from {:.0f} seen",
@@ -184,6 +185,7 @@ class _Start:
 
     lead_seconds: float
     deviation_seconds: float
+    scale_seconds: float
     slots: int
     speed: float  # requests that it begins a second, once all its slots are taken
 
@@ -191,15 +193,14 @@ class _Start:
         """Requests that it will have begun by `at`, expected, if it is expected to serve in `ready_in` seconds."""
         if at <= 0:
             return 0.0
-        deviation = min(self.deviation_seconds, ready_in) + 0.01
-        score = (at - ready_in) / deviation
-        if score > 4.0:
+        scale = min(self.scale_seconds, ROOT_THREE_OVER_PI * ready_in) + 0.01
+        score = (at - ready_in) / scale
+        if score > 20.0:
             return self.slots + self.speed * (at - ready_in)
-        if score < -4.0:
+        if score < -20.0:
             return 0.0
-        chance = 0.5 * (1.0 + math.erf(score * _ROOT_HALF))
-        overlap = score * chance + _NORMAL_TOP * math.exp(-0.5 * score * score)
-        return self.slots * chance + self.speed * deviation * overlap
+        odds = math.exp(score)
+        return self.slots * odds / (1.0 + odds) + self.speed * scale * math.log1p(odds)
 
 
 def _starting(known: Estimates, goals: Goals) -> _Start:
@@ -207,36 +208,49 @@ def _starting(known: Estimates, goals: Goals) -> _Start:
     return _Start(
         lead_seconds,
         math.hypot(deviation_seconds, HPA_SPREAD_SECONDS),
+        ROOT_THREE_OVER_PI * math.hypot(deviation_seconds, HPA_SPREAD_SECONDS),
         goals.concurrency,
         goals.concurrency / known.service_seconds(goals),
     )
 
 
-def _price(known: Estimates, goals: Goals, start: _Start, now_seconds: float) -> float:
-    """What one late request costs, in GPU-seconds: from the promise, moved by the error budget."""
+def _price(known: Estimates, goals: Goals, start: _Start, floor: float, now_seconds: float) -> tuple[float, float]:
+    """(what one late request costs in GPU-seconds, the debt below which that is at its floor)."""
     share = goals.attainment
     debt = known.debt + known.overdue(now_seconds, goals.wait_seconds or 0.0)
     unit = max(BUDGET_FIRST, CROWD_SHARE * known.crowd, BUDGET_SHARE * (1.0 - share) * known.counted)
-    push = math.pow(1.0 + abs(debt) / unit, PRICE_POWER)
-    return (
-        PRICE_FIRST * start.slots / start.speed * math.sqrt(share / (1.0 - share)) * (push if debt > 0 else 1.0 / push)
-    )
+    first = PRICE_FIRST * start.slots / start.speed * share / (1.0 - share)
+    return max(first * math.exp(min(debt / unit, 20.0)), floor), unit * min(math.log(floor / first), 0.0)
 
 
-def _letting_go(dispersion: float, start: _Start, wait_seconds: float, missing: float) -> tuple[float, ...]:
+def _asked_for(known: Estimates, start: _Start, wait_seconds: float, margin: float) -> int:
+    """The replicas that would have been enough for what arrived, had they always been there.
+
+    Of every span of time that ends now: what arrived in it must begin within it and the wait.
+    """
+    most, arrived = 0.0, known.arrived
+    last_at_seconds = known.recent[-1][1] if known.recent else 0.0
+    for before, at_seconds in known.recent:
+        requests = arrived - before
+        requests += margin * math.sqrt(requests)
+        begun = start.slots + start.speed * (last_at_seconds - at_seconds + wait_seconds)
+        most = max(most, requests / begun)
+    return math.ceil(most - 1e-9)
+
+
+def _letting_go(load: float, start: _Start, wait_seconds: float, missing: float) -> tuple[float, ...]:
     """What it costs, for each group of levels, to be without a replica when its level is used again.
 
-    Without one of k replicas for a cold start the others take its work: waits grow by a cold start over k - 1,
-    and by j of them over k - j where demand rises by j at once. Only what that makes late is paid for.
+    A cold start, less what is not paid for while nothing needs to start yet (of a level that is in use most of the
+    time only its idle share is saved), and what it makes late.
     """
     costs = []
     lead_seconds = start.lead_seconds + HPA_WAIT_SECONDS
-    whole = start.lead_seconds + missing
+    late = 1.0 / (1.0 + math.exp(min((wait_seconds - lead_seconds) / start.scale_seconds, 50.0)))
+    slack_seconds = max(wait_seconds - lead_seconds, 0.0)
     for level in MIDDLES:
-        jump = math.sqrt(level * dispersion)
-        shared = min(jump / (level - jump), 1.0) if level > jump else 1.0
-        score = (lead_seconds - wait_seconds / shared) / start.deviation_seconds
-        costs.append(0.5 * (1.0 + math.erf(score * _ROOT_HALF)) * whole)
+        idle = 1.0 - min(max(load - level + 1.0, 0.0), 1.0)
+        costs.append(max(start.lead_seconds - idle * slack_seconds, 0.0) + late * missing)
     return tuple(costs)
 
 
@@ -246,6 +260,7 @@ def _need(
     start: _Start,
     price: float,
     *,
+    margin: float,
     wait_seconds: float,
     now_seconds: float,
 ) -> tuple[int, str, tuple[float, ...]]:
@@ -271,9 +286,6 @@ def _need(
                 begun += start.begun(due_seconds, ready_in)
         return requests - begun + (margin * math.sqrt(begun) if margin else 0.0)
 
-    # What the price pays for being wrong: a newsvendor's quantile.
-    wrong = lead_seconds / (price * (slots + speed * wait_seconds))
-    margin = _NORMAL.inv_cdf(1.0 - min(max(wrong, 1e-4), 0.9)) * math.sqrt(SERVICE_VARIATION)
     new_seconds = lead_seconds + HPA_WAIT_SECONDS
     extra, most = 0, 0.0
     started = known.started
