@@ -29,6 +29,7 @@ _ERRORS_KEPT = 40.0  # forecast errors, in windows of one cold start
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
 COLD_START_FIRST_VARIATION = 0.25
 SERVICE_FIRST_SECONDS = 5.0
+DEBT_FIRST = 4.0  # misses that a beginner takes as already made: careful first, lazy once it has seen enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Estimates:
     counted: float = 0.0  # requests whose wait is known, about the last day
     missed: float = 0.0
     recent: tuple[tuple[float, float], ...] = ()  # (arrived before, at) of arrivals, newest last, older ones thinned
-    debt: float = 0.0  # misses beyond what was promised; negative: credit
+    debt: float = DEBT_FIRST  # misses beyond what was promised; negative: credit
     hour: int = -1
     hour_arrived: float = 0.0
     hour_seconds: float = 0.0
@@ -143,7 +144,7 @@ def updated(
     waiting, in_flight = _split(known, sample, goals, ready)
     if before_seconds is None or now_seconds <= before_seconds:
         return _first(known, sample, waiting, in_flight, now_seconds)
-    elapsed_seconds = now_seconds - before_seconds
+    elapsed_seconds = max(now_seconds - before_seconds, 1e-3)  # two looks at once tell no rate
     interval_seconds = known.interval_seconds
     recent_seconds = elapsed_seconds
     if known.waiting + known.in_flight == 0:
@@ -326,7 +327,7 @@ def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, n
         window_forecast=known.short.value,
         waking_since_seconds=None,
         batches=((waiting, now_seconds),) if waiting else (),
-        recent=((0.0, now_seconds),) if waiting else (),
+        recent=((-in_flight, now_seconds),) if waiting + in_flight else (),
         hour=-1,
         hour_arrived=0.0,
         hour_seconds=0.0,

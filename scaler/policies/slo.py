@@ -4,15 +4,19 @@ Everything follows from one price: what one late request costs, in GPU-seconds. 
 misses that it averts cost more than it does, and kept for as long as being without it would cost more than keeping
 it. A closed loop moves the price until the promise is just kept: all it sees is the error budget, left or overspent.
 
-1. Need. What waits, batch by batch, each by its deadline, and what arrives before a replica started later could
+1. Price. At first that at which a replica held for one request makes the promise just worth keeping (the newsvendor's
+   critical ratio), or what averting a miss on demand costs where that is less; e times as much for each few misses
+   over the budget. It starts as if a few had been made: careful first, lazy once it has seen enough.
+2. Need. What waits, batch by batch, each by its deadline, and what arrives before a replica started later could
    help it, against what the replicas that serve and that start will have begun by then. When a replica will serve
    is a distribution, so more are started where deadlines are near a cold start away, and none where nothing
    started now can help. What is in time anyway starts nothing: where the wait is longer than a cold start, being
    lazy is free.
-2. Hold. Every level (the k-th replica) remembers when it was last in use and how long its idle gaps were. A gap
-   costs its length if the replica is kept, and a cold start with the misses it causes if not: each level is kept
-   as long as its own history says (core/holds.py). With many replicas the others take over what one would have
-   done, so the misses of being without one fall with the level. Zero is the same rule for level one.
+3. Hold. The level of demand is how many replicas would have been enough for what arrived, had they always been there
+   (not how many there are requests: late replicas make queues that no early one would have). Every level remembers
+   when it was last asked for and how long the gaps in between were. A gap costs its length if the replica is kept,
+   and a cold start with the misses it causes if not: each level is kept as long as its own history says
+   (core/holds.py). Zero is the same rule for level one.
 
 It uses only the goals' wait, attainment and concurrency; service times, cold starts, rates and gaps are learned.
 The price is in GPU-seconds, so what a GPU-second costs cancels out.
@@ -24,7 +28,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 from scaler.core.decide import Proposal, Situation
 from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, updated
@@ -35,17 +39,17 @@ from scaler.core.warm_pool import warm_hint
 
 HPA_WAIT_SECONDS = 7.5  # half a sync of 15 s: how long the HPA takes to see an answer, on average
 HPA_SPREAD_SECONDS = 4.3  # ... and its standard deviation
-BUDGET_FIRST = 6.0  # misses over the budget that double the base of the power
-BUDGET_SHARE = 0.25  # ... or this share of what a day's requests may miss, where that is more
-CROWD_SHARE = 0.5  # ... or this share of the requests that one surprise makes late, where that is more
-PRICE_FIRST = 1.0
+BUDGET_FIRST = 2.0  # misses over the budget that make the price e times as high
+BUDGET_SHARE = 0.1  # ... or this share of what a day's requests may miss, where that is more
 FLOOR = 1.2  # a replica that works through one whole wait always pays for itself, with this margin
-BATCHES_LOOKED_AT = 8
-LEAST_GAIN = 0.1  # at most ten replicas are started to have one of them early, whatever the price
+BATCHES_LOOKED_AT = 5
+LEAST_GAIN = 0.25  # at most four replicas are started to have one of them early, whatever the price
 SERVICE_VARIATION = 0.5  # squared coefficient of variation of service times, for how far capacity may be off
 
+_WHY = "{:.0f} wait, {:.0f} in flight, {:.2f} a second arrive; {:.1f} can't begin in time with {} ready and {} starting"
 _NORMAL = NormalDist()
-ROOT_THREE_OVER_PI = math.sqrt(3.0) / math.pi  # a logistic distribution's scale over its standard deviation
+_SCALE = math.sqrt(3.0) / math.pi  # a logistic distribution's scale over its standard deviation
+_SERVICE_DEVIATION = math.sqrt(SERVICE_VARIATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,51 +97,43 @@ class Slo:
 
     def propose(self, situation: Situation, state: SloState) -> Proposal[SloState]:
         """What deadlines need, and what is worth keeping."""
-        now_seconds, goals = situation.now_seconds, situation.goals
-        last, seen = situation.last, situation.view
+        now_seconds, goals, sample = situation.now_seconds, situation.goals, situation.sample
+        last, view, before = situation.last, situation.view, state.estimates
         asked = 0 if last is None else last.desired_replicas
-        before = state.estimates
-        start = _starting(before, goals)
-        wait_seconds = goals.wait_seconds or 0.0
-        asked_at_seconds = state.asked_at_seconds
-        if seen is None:
-            view, asked_at_seconds = _believed(
-                asked_at_seconds, asked, before, situation.sample, start=start, now_seconds=now_seconds
-            )
-        else:
-            view = seen
         # Slow quantities are taken from before this sample: more waiting must never look like less to do.
-        in_time = start.slots + start.speed * wait_seconds  # requests that one replica begins in time
-        price, least_debt = _price(before, goals, start, FLOOR * start.lead_seconds / in_time, now_seconds)
+        start = _starting(before, goals)
+        price = _price(before, goals, start, now_seconds)
+        asked_at_seconds = state.asked_at_seconds
+        blind = view is None
+        if view is None:
+            view, asked_at_seconds = _believed(
+                asked_at_seconds, asked, before, sample, start=start, now_seconds=now_seconds
+            )
         known = updated(
             before,
-            situation.sample,
+            sample,
             goals,
             ready=view.ready,
             cold_starts_seconds=view.cold_starts_seconds,
-            waking=seen is None and asked > 0 and (view.ready == 0 or before.waking_since_seconds is not None),
-            least_debt=least_debt,
+            waking=blind and asked > 0 and (view.ready == 0 or before.waking_since_seconds is not None),
+            least_debt=price.least_debt,
             now_seconds=now_seconds,
         )
-        # What the price pays for being wrong: a newsvendor's quantile.
-        wrong = start.lead_seconds / (price * in_time)
-        margin = _NORMAL.inv_cdf(1.0 - min(max(wrong, 1e-4), 0.9)) * math.sqrt(SERVICE_VARIATION)
-        need, why, numbers = _need(known, view, start, price, margin=margin, wait_seconds=wait_seconds, now_seconds=now_seconds)
-        there = view.alive
-        using = 0 if known.arrived == before.arrived else min(_asked_for(known, start, wait_seconds, margin), goals.max_replicas)
-        on_demand = start.begun(wait_seconds, start.lead_seconds + HPA_WAIT_SECONDS)
-        # Many at once may avert on demand what one that is kept would; with what each miss costs, less relied upon.
-        averted = min(price, start.lead_seconds / max(on_demand, 1e-9))
-        missing = in_time * math.sqrt(price * averted)
+        need, why, numbers = _need(
+            known, view, start, price, before_seconds=before.at_seconds or now_seconds, now_seconds=now_seconds
+        )
+        level = 0 if known.recent is before.recent else _level(known, start, price)  # asked for by arrivals only
         holds = in_use(
             state.holds,
-            using,
-            letting_go=_letting_go(before.long.value / start.speed, start, wait_seconds, missing),
+            min(level, goals.max_replicas),
+            letting_go=_letting_go(before.long.value / start.speed, start, price),
             shortest_seconds=2.0 * before.interval_seconds,
             now_seconds=now_seconds,
         )
         kept, release_at_seconds = held(holds, now_seconds, kept_after_last_seconds=goals.cooldown_seconds or 0.0)
-        desired = max(need, kept, there if view.starting else 0)  # what is loading is not killed
+        # What is loading is not killed, and while something waits nothing that is there can be idle.
+        there = view.ready + len(view.starting_at_seconds)
+        desired = max(need, kept, there if view.starting_at_seconds or known.waiting > 0 else 0)
         warm_steps: tuple[Step, ...] = ()
         if goals.warm == "floor":
             hint = warm_hint(known, goals, ready=need, now_seconds=now_seconds)
@@ -154,175 +150,207 @@ class Slo:
                 reason="a late request is worth {:.0f} GPU-seconds; {} kept; {:.3f} in time of {:.0f} requests; "
                 "service {:.1f} s, cold start {:.0f} s from {:.0f} seen",
                 numbers=(
-                    price,
+                    price.seconds,
                     kept,
                     1.0 - before.missed / before.counted if before.counted else 1.0,
                     before.counted,
-                    1.0 / start.speed * start.slots,
+                    start.slots / start.speed,
                     start.lead_seconds,
                     before.cold_starts,
                 ),
             ),
         )
-        idle = known.waiting + known.in_flight == 0.0
+        idle = known.waiting + known.in_flight == 0.0 and not view.starting_at_seconds
         return Proposal(
-            state=SloState(
-                known,
-                holds,
-                _asked(asked_at_seconds, asked, desired, start, now_seconds) if seen is None else (),
-            ),
+            state=SloState(known, holds, _asked(asked_at_seconds, asked, desired, start, now_seconds) if blind else ()),
             active=desired > 0,
             metric_value=float(desired),
             target_value=1.0,
-            review_at_seconds=release_at_seconds if idle and not view.starting else None,
+            review_at_seconds=release_at_seconds if idle else None,
             steps=steps + warm_steps,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """What one replica does that is not there yet; when it serves is normally distributed."""
+class _Start(NamedTuple):
+    """What one replica does that is not there yet; when it serves follows a logistic distribution."""
 
-    lead_seconds: float
+    lead_seconds: float  # from its creation
+    new_seconds: float  # from now, if it is asked for now
     deviation_seconds: float
-    scale_seconds: float
+    scale_seconds: float  # of the logistic distribution
     slots: int
     speed: float  # requests that it begins a second, once all its slots are taken
+    wait_seconds: float
+    in_time: float  # requests that a replica which is there begins within the wait
+    on_demand: float  # ... and one that is asked for now
 
-    def begun(self, at: float, ready_in: float) -> float:
-        """Requests that it will have begun by `at`, expected, if it is expected to serve in `ready_in` seconds."""
-        if at <= 0:
-            return 0.0
-        scale = min(self.scale_seconds, ROOT_THREE_OVER_PI * ready_in) + 0.01
-        score = (at - ready_in) / scale
-        if score > 20.0:
-            return self.slots + self.speed * (at - ready_in)
-        if score < -20.0:
-            return 0.0
-        odds = math.exp(score)
-        return self.slots * odds / (1.0 + odds) + self.speed * scale * math.log1p(odds)
+
+def _begun(spare_seconds: float, scale_seconds: float, slots: float, speed: float) -> float:
+    """Requests that a replica has begun, expected, `spare_seconds` after it is expected to serve."""
+    score = spare_seconds / scale_seconds
+    if score > 20.0:
+        return slots + speed * spare_seconds
+    if score < -20.0:
+        return 0.0
+    odds = math.exp(score)
+    return slots * odds / (1.0 + odds) + speed * scale_seconds * math.log1p(odds)
 
 
 def _starting(known: Estimates, goals: Goals) -> _Start:
     lead_seconds, deviation_seconds = known.cold_start(goals)
+    deviation_seconds = math.hypot(deviation_seconds, HPA_SPREAD_SECONDS)
+    new_seconds, scale_seconds = lead_seconds + HPA_WAIT_SECONDS, _SCALE * deviation_seconds
+    slots, wait_seconds = goals.concurrency, goals.wait_seconds or 0.0
+    speed = slots / known.service_seconds(goals)
     return _Start(
         lead_seconds,
-        math.hypot(deviation_seconds, HPA_SPREAD_SECONDS),
-        ROOT_THREE_OVER_PI * math.hypot(deviation_seconds, HPA_SPREAD_SECONDS),
-        goals.concurrency,
-        goals.concurrency / known.service_seconds(goals),
+        new_seconds,
+        deviation_seconds,
+        scale_seconds,
+        slots,
+        speed,
+        wait_seconds,
+        slots + speed * wait_seconds,
+        _begun(wait_seconds - new_seconds, scale_seconds, slots, speed),
     )
 
 
-def _price(known: Estimates, goals: Goals, start: _Start, floor: float, now_seconds: float) -> tuple[float, float]:
-    """(what one late request costs in GPU-seconds, the debt below which that is at its floor)."""
-    share = goals.attainment
-    debt = known.debt + known.overdue(now_seconds, goals.wait_seconds or 0.0)
-    unit = max(BUDGET_FIRST, CROWD_SHARE * known.crowd, BUDGET_SHARE * (1.0 - share) * known.counted)
-    first = PRICE_FIRST * start.slots / start.speed * share / (1.0 - share)
-    return max(first * math.exp(min(debt / unit, 20.0)), floor), unit * min(math.log(floor / first), 0.0)
+class _Price(NamedTuple):
+    """What one late request costs, and what follows from it."""
+
+    seconds: float  # GPU-seconds
+    least_debt: float  # below this debt the price is at its floor: more credit would only be forgotten later
+    margin: float  # standard deviations of what is begun to be safe against: a newsvendor's quantile
 
 
-def _asked_for(known: Estimates, start: _Start, wait_seconds: float, margin: float) -> int:
-    """The replicas that would have been enough for what arrived, had they always been there.
+def _price(known: Estimates, goals: Goals, start: _Start, now_seconds: float) -> _Price:
+    miss = 1.0 - goals.attainment
+    debt = known.debt + known.overdue(now_seconds, start.wait_seconds)
+    unit = max(BUDGET_FIRST, BUDGET_SHARE * miss * known.counted)
+    floor = FLOOR * start.lead_seconds / start.in_time
+    first = max(
+        min(start.slots / start.speed * goals.attainment / miss, start.lead_seconds / max(start.on_demand, 1e-9)), floor
+    )
+    seconds = max(first * math.exp(min(debt / unit, 20.0)), floor)
+    wrong = start.lead_seconds / (seconds * start.in_time)
+    margin = max(_NORMAL.inv_cdf(1.0 - max(wrong, 1e-4)), 0.0) * _SERVICE_DEVIATION
+    return _Price(seconds, unit * math.log(floor / first), margin)
+
+
+def _level(known: Estimates, start: _Start, price: _Price) -> int:
+    """How many replicas would have been enough for what arrived, had they always been there.
 
     Of every span of time that ends now: what arrived in it must begin within it and the wait.
     """
-    most, arrived = 0.0, known.arrived
-    last_at_seconds = known.recent[-1][1] if known.recent else 0.0
+    most, arrived, margin = 0.0, known.arrived, price.margin
+    slots, speed, in_time = start.slots, start.speed, start.in_time
+    now_seconds = known.recent[-1][1] if known.recent else 0.0
     for before, at_seconds in known.recent:
         requests = arrived - before
-        requests += margin * math.sqrt(requests)
-        begun = start.slots + start.speed * (last_at_seconds - at_seconds + wait_seconds)
-        most = max(most, requests / begun)
+        if requests > slots:  # what begins at once does not depend on how long others take
+            requests += margin * math.sqrt(requests - slots)
+        most = max(most, requests / (in_time + speed * (now_seconds - at_seconds)))
     return math.ceil(most - 1e-9)
 
 
-def _letting_go(load: float, start: _Start, wait_seconds: float, missing: float) -> tuple[float, ...]:
+def _letting_go(load: float, start: _Start, price: _Price) -> tuple[float, ...]:
     """What it costs, for each group of levels, to be without a replica when its level is used again.
 
     A cold start, less what is not paid for while nothing needs to start yet (of a level that is in use most of the
     time only its idle share is saved), and what it makes late.
     """
-    costs = []
-    lead_seconds = start.lead_seconds + HPA_WAIT_SECONDS
-    late = 1.0 / (1.0 + math.exp(min((wait_seconds - lead_seconds) / start.scale_seconds, 50.0)))
-    slack_seconds = max(wait_seconds - lead_seconds, 0.0)
-    for level in MIDDLES:
-        idle = 1.0 - min(max(load - level + 1.0, 0.0), 1.0)
-        costs.append(max(start.lead_seconds - idle * slack_seconds, 0.0) + late * missing)
-    return tuple(costs)
+    lead_seconds, slack_seconds = start.lead_seconds, start.wait_seconds - start.new_seconds
+    late = 1.0 / (1.0 + math.exp(min(slack_seconds / start.scale_seconds, 50.0)))
+    # Many at once may avert on demand what one that is kept would; with what each miss costs, less relied upon.
+    averted = min(price.seconds, lead_seconds / max(start.on_demand, 1e-9))
+    missing = late * start.in_time * math.sqrt(price.seconds * averted)
+    if slack_seconds <= 0:
+        return (lead_seconds + missing,) * len(MIDDLES)
+    return tuple(
+        [
+            max(lead_seconds - slack_seconds * (1.0 - min(max(load - level + 1.0, 0.0), 1.0)), 0.0) + missing
+            for level in MIDDLES
+        ]
+    )
 
 
 def _need(
-    known: Estimates,
-    view: ReplicaView,
-    start: _Start,
-    price: float,
-    *,
-    margin: float,
-    wait_seconds: float,
-    now_seconds: float,
+    known: Estimates, view: ReplicaView, start: _Start, price: _Price, *, before_seconds: float, now_seconds: float
 ) -> tuple[int, str, tuple[float, ...]]:
     """The replicas that deadlines ask for now."""
     waiting, in_flight = known.waiting, known.in_flight
     if waiting + in_flight == 0:
         return 0, "nothing waits", ()
-    slots, speed, lead_seconds = start.slots, start.speed, start.lead_seconds
+    slots, speed, wait_seconds = start.slots, start.speed, start.wait_seconds
     busy = max(math.ceil(in_flight / slots - 1e-9), 1)
     rate = max(known.short.value, 0.5 * (known.short.value + known.long.value))
     pace = view.ready * speed
     free = max(view.ready * slots - in_flight, 0.0)
-    readiness = [
-        remaining_seconds(now_seconds - at, lead_seconds, lead_seconds + 1.65 * start.deviation_seconds)
-        for at in view.starting_at_seconds
-    ]
+    groups = _serving_in(view, start, now_seconds)
 
     def lacking(requests: float, due_seconds: float, margin: float) -> float:
         """How many of the first `requests` won't have begun in `due_seconds`, with what is there."""
-        begun = free + pace * due_seconds
+        begun = free + pace * max(due_seconds, 0.0)
         if begun < requests:
-            for ready_in in readiness:
-                begun += start.begun(due_seconds, ready_in)
+            for ready_in, scale, count in groups:
+                begun += count * _begun(due_seconds - ready_in, scale, slots, speed)
         return requests - begun + (margin * math.sqrt(begun) if margin else 0.0)
 
-    new_seconds = lead_seconds + HPA_WAIT_SECONDS
+    def worth(late: float, gain: float) -> int:
+        """How many replicas, each of which starts `gain` of the `late` requests in time, avert more than they cost."""
+        if gain < LEAST_GAIN or gain * price.seconds < start.lead_seconds:
+            return 0
+        whole = int(late / gain)
+        return whole + ((late - whole * gain) * price.seconds >= start.lead_seconds)
+
     extra, most = 0, 0.0
     started = known.started
-    # The newest batch and about seven older ones: deadlines change little from one sample to the next.
-    for until, at_seconds in known.batches[:: -(len(known.batches) // BATCHES_LOOKED_AT + 1)]:
+    # What just came and a few older batches: deadlines change little from one sample to the next. Whether something
+    # just came does not change which others are looked at.
+    batches = known.batches
+    older = len(batches) - (1 if batches and batches[-1][1] > before_seconds else 0)
+    looked_at = batches[older:] + (batches[:older][:: -(older // BATCHES_LOOKED_AT + 1)] if older else ())
+    for until, at_seconds in looked_at:
         due_seconds = at_seconds + wait_seconds - now_seconds
-        gain = start.begun(due_seconds, new_seconds)
-        if gain * price < lead_seconds:
-            continue
-        late = lacking(until - started, due_seconds, margin)
+        gain = _begun(due_seconds - start.new_seconds, start.scale_seconds, slots, speed)
+        if gain < LEAST_GAIN or gain * price.seconds < start.lead_seconds:
+            break  # older ones are due even sooner
+        late = lacking(until - started, due_seconds, price.margin)
         if late > 0:
             most = max(most, late)
-            extra = max(extra, _worth(late, gain, lead_seconds, price))
+            extra = max(extra, worth(late, gain))
     # What arrives before a replica that is started later could help it.
-    blind_seconds = min(2.0 * max(new_seconds + start.deviation_seconds - wait_seconds, 0.0), new_seconds)
+    blind_seconds = min(2.0 * max(start.new_seconds + start.deviation_seconds - wait_seconds, 0.0), start.new_seconds)
     for ahead_seconds, due_seconds in (
         (0.5 * blind_seconds, 0.5 * blind_seconds + wait_seconds),
-        (blind_seconds, max(blind_seconds, new_seconds) + wait_seconds),  # and what is late, by as long again
+        (blind_seconds, max(blind_seconds, start.new_seconds) + wait_seconds),  # and what is late, by as long again
     ):
         late = lacking(waiting + rate * ahead_seconds, due_seconds, 0.0)
         if late > 0:
             most = max(most, late)
-            extra = max(extra, _worth(late, start.begun(due_seconds, new_seconds), lead_seconds, price))
-    reason = (
-        "{:.0f} wait, {:.0f} in flight, {:.2f} a second arrive; "
-        "{:.1f} can't begin in time with {} ready and {} starting"
+            gain = _begun(due_seconds - start.new_seconds, start.scale_seconds, slots, speed)
+            extra = max(extra, worth(late, gain))
+    starting = len(view.starting_at_seconds)
+    return (
+        view.ready + starting + extra if extra else busy,
+        _WHY,
+        (waiting, in_flight, rate, most, view.ready, starting),
     )
-    numbers = (waiting, in_flight, rate, most, view.ready, view.starting)
-    return (view.alive + extra if extra else busy), reason, numbers
 
 
-def _worth(late: float, gain: float, lead_seconds: float, price: float) -> int:
-    """How many replicas, each of which starts `gain` of the `late` requests in time, avert more than they cost."""
-    if gain < LEAST_GAIN or gain * price < lead_seconds:
-        return 0
-    whole = int(late / gain)
-    return whole + ((late - whole * gain) * price >= lead_seconds)
+def _serving_in(view: ReplicaView, start: _Start, now_seconds: float) -> list[tuple[float, float, int]]:
+    """(seconds until they serve, the spread of that, how many) of those that start, those asked for together as one."""
+    groups = []
+    starting, index = view.starting_at_seconds, 0
+    late_seconds = start.lead_seconds + 1.65 * start.deviation_seconds
+    while index < len(starting):
+        first_seconds, first = starting[index], index
+        while index < len(starting) and starting[index] - first_seconds <= HPA_SPREAD_SECONDS:
+            index += 1
+        age_seconds = now_seconds - 0.5 * (first_seconds + starting[index - 1])
+        ready_in = remaining_seconds(age_seconds, start.lead_seconds, late_seconds)
+        groups.append((ready_in, min(start.scale_seconds, _SCALE * ready_in) + 0.01, index - first))
+    return groups
 
 
 def _believed(
