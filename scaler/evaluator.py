@@ -22,7 +22,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any, Final, NamedTuple, Protocol
 
-from scaler.core import warm_pool
+from scaler.core import rails, warm_pool
 from scaler.core.decide import Memory, Policy, decide
 from scaler.core.estimate import Estimates
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
@@ -1141,16 +1141,20 @@ def _decided_together(
     if before is None:  # the first to have learned something has learned it for both
         before = next((one.memory for one in (workload, *others) if one.memory.last is not None), workload.memory)
     samples = [sample, *(other.memory.sample for other in others if other.memory.sample is not None)]
+    # Each source's readings confirm their own: a sibling that decides meanwhile has read nothing new of it.
+    mine = workload.memory
+    agreed = rails.agreeing(sample, before=mine.sample, confirmed=mine.confirmed, goals=workload.trigger.goals)
     decision, memory = decide(
         workload.trigger.policy,
         _joint_goals([workload.trigger.goals, *(other.trigger.goals for other in others)]),
-        Memory(state=before.state, last=before.last, sample=before.sample, confirmed=workload.memory.confirmed),
+        Memory(state=before.state, last=before.last, sample=before.sample, tentative=before.tentative),
         # Counters of other triggers than before tell nothing about what arrived in between.
         sample=_joint_sample(samples, counters=joined),
         view=view,
         now_seconds=now,
+        agreed=max(agreed, *(other.memory.confirmed for other in others)),
     )
-    return decision, replace(memory, sample=sample)
+    return decision, replace(memory, sample=sample, confirmed=min(agreed, memory.confirmed))
 
 
 def _joint_sample(samples: list[Sample], *, counters: bool) -> Sample:
@@ -1171,7 +1175,9 @@ def _joint_sample(samples: list[Sample], *, counters: bool) -> Sample:
         completed_total=total([sample.completed_total for sample in samples]) if counters else None,
         oldest_age_seconds=max((sample.oldest_age_seconds or 0.0 for sample in samples), default=0.0) or None,
         lumpy_completions=any(sample.lumpy_completions for sample in samples),
-        approximate=any(sample.approximate for sample in samples),
+        # Work that an exact source shows is there.
+        approximate=any(sample.approximate for sample in samples)
+        and not any(rails.shows_work(sample) for sample in samples if not sample.approximate),
     )
 
 

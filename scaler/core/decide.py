@@ -67,12 +67,17 @@ class Policy(Protocol[StateT]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory(Generic[StateT]):
-    """What one workload remembers between decisions."""
+    """What one workload remembers between decisions.
+
+    `tentative` is the policy's state as it will be if the readings that are not yet confirmed turn out right. Until
+    then `state` has not seen them: work that was never there must leave nothing behind.
+    """
 
     state: StateT
     last: Decision | None = None
     sample: Sample | None = None
     confirmed: int = 0
+    tentative: StateT | None = None
 
 
 def decide(
@@ -83,8 +88,12 @@ def decide(
     sample: Sample | None,
     view: ReplicaView | None,
     now_seconds: float,
+    agreed: int | None = None,
 ) -> tuple[Decision | None, Memory[StateT]]:
     """The decision at `now_seconds` and what to remember.
+
+    `agreed`: readings in a row that show work, where the caller counts them (a sample put together from several
+    sources); else they are counted here.
 
     Without a fresh `sample` the last decision is held: its numbers stand, `expired` is set once it is older
     than `goals.hold_seconds`. With neither a sample nor a last decision there is no answer: None.
@@ -93,13 +102,16 @@ def decide(
     if sample is None:
         return _held(memory, goals, now_seconds), memory
     last = memory.last
+    state = memory.state
+    if memory.tentative is not None and rails.shows_work(sample):
+        state = memory.tentative
     proposal = policy.propose(
-        Situation(now_seconds=now_seconds, goals=goals, sample=sample, view=view, last=last), memory.state
+        Situation(now_seconds=now_seconds, goals=goals, sample=sample, view=view, last=last), state
     )
     steps = proposal.steps
-    active, confirmed, step = rails.confirm(
-        active=proposal.active, confirmed=memory.confirmed, last=last, goals=goals, sample=sample
-    )
+    if agreed is None:
+        agreed = rails.agreeing(sample, before=memory.sample, confirmed=memory.confirmed, goals=goals)
+    active, step = rails.confirm(active=proposal.active, agreed=agreed, last=last, goals=goals, sample=sample)
     if step is not None:
         steps = (*steps, step)
     value = max(proposal.metric_value, 0.0)
@@ -120,6 +132,11 @@ def decide(
         review_at_seconds=proposal.review_at_seconds,
         steps=steps,
     )
+    confirmed = agreed if proposal.active else 0
+    if proposal.active and not active:
+        return decision, Memory(
+            state=memory.state, last=decision, sample=sample, confirmed=confirmed, tentative=proposal.state
+        )
     return decision, Memory(state=proposal.state, last=decision, sample=sample, confirmed=confirmed)
 
 

@@ -12,22 +12,34 @@ from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import current, reachable
 
 
+def shows_work(sample: Sample) -> bool:
+    """Whether the reading itself shows something to do, whatever is remembered from before it."""
+    return sample.active or sample.metric_value > 0 or bool(sample.waiting) or bool(sample.in_flight)
+
+
+def agreeing(sample: Sample, *, before: Sample | None, confirmed: int, goals: Goals) -> int:
+    """How many readings in a row, this one included, show work. A reading looked at again is the same reading."""
+    if not shows_work(sample):
+        return 0
+    if before is not None and before.at_seconds == sample.at_seconds:
+        return max(confirmed, 1)
+    return min(confirmed + 1, goals.confirmations)
+
+
 def confirm(
-    *, active: bool, confirmed: int, last: Decision | None, goals: Goals, sample: Sample
-) -> tuple[bool, int, Step | None]:
-    """(active, reads that agree so far, step): approximate counts may show work that isn't there.
+    *, active: bool, agreed: int, last: Decision | None, goals: Goals, sample: Sample
+) -> tuple[bool, Step | None]:
+    """(active, step): approximate counts may show work that isn't there, so `agreed` readings must show it.
 
     Only what is known to be inactive is woken: with nothing remembered (a restart) replicas may well be serving,
-    and an answer of inactive could scale them to zero.
+    and an answer of inactive could scale them to zero. What a policy wants although the reading shows no work (a
+    warm floor) rests on no reading that could be wrong.
     """
-    if not active:
-        return False, 0, None
     needed = goals.confirmations if sample.approximate else 1
-    seen = min(confirmed + 1, needed)
-    if seen >= needed or last is None or last.active:
-        return True, needed, None
+    if not active or agreed >= needed or last is None or last.active or not shows_work(sample):
+        return active, None
     reason = "read {} of {} that must agree before waking"
-    return False, seen, Step(name="confirm", before=1, after=0, reason=reason, numbers=(seen, needed))
+    return False, Step(name="confirm", before=1, after=0, reason=reason, numbers=(agreed, needed))
 
 
 def keep_busy(

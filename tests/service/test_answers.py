@@ -20,6 +20,7 @@ from scaler.errors import SourceNoData, SourceTimeout, TriggerInvalid
 from scaler.evaluator import Evaluator, Workload
 from scaler.settings import Settings, StateSettings, TelemetrySettings
 from scaler.simulator.rules import HpaSpec, JobSpec, JobTrigger, Metric, Scale, combined_proposal, jobs_to_create
+from scaler.sources.sqs import SqsReading
 from scaler.state import StateFile
 from scaler.telemetry import Telemetry
 from tests.service.conftest import RunShell
@@ -27,6 +28,7 @@ from tests.service.scripted import World
 from tests.service.test_evaluator_properties import Clock, Desk
 from tests.service.test_keda_calls import Keda, trigger
 
+KEYS = {"awsAccessKeyID": "key", "awsSecretAccessKey": "secret"}
 SLO = {"waitSeconds": "20", "serviceSeconds": "10", "coldStartSeconds": "10", "holdSeconds": "5"}
 
 
@@ -144,6 +146,55 @@ def test_a_trigger_that_cannot_be_read_keeps_its_share_in_the_sum() -> None:
     bench.evaluator.on_outcome(mails, SourceTimeout("away"), bench.clock.now)
     after = bench.read(orders, 30.0)
     assert after.desired_replicas >= before.desired_replicas
+
+
+def queue(bench: Bench, name: str, **more: str) -> Workload:
+    metadata = {"source": "sqs", "queueURL": name, "awsRegion": "eu-central-1", **KEYS, **SLO, **more}
+    return bench.evaluator.admit(name.encode(), "team-a", "llama", metadata)
+
+
+def read_queue(bench: Bench, workload: Workload, visible: int, in_flight: int = 0, *, after: float = 1.0) -> Decision:
+    bench.clock.now += after
+    reading = SqsReading(
+        at_seconds=bench.clock.now, visible=visible, in_flight=in_flight, delayed=0, oldest_age_seconds=None
+    )
+    bench.evaluator.on_outcome(workload, reading, bench.clock.now)
+    decision = workload.memory.last
+    assert decision is not None
+    return decision
+
+
+def test_a_sibling_that_reads_meanwhile_confirms_nothing_of_an_approximate_source() -> None:
+    bench = Bench()
+    jobs, mails = queue(bench, "jobs"), bench.workload("mails", **SLO)
+    for _ in range(3):
+        read_queue(bench, jobs, 0)
+        bench.read(mails, 0.0)
+    bench.clock.now += 500.0
+    read_queue(bench, jobs, 0)
+    assert not bench.read(mails, 0.0).active
+    read_queue(bench, jobs, 7)  # wrong, once
+    assert not any(bench.read(mails, 0.0, after=0.3).active for _ in range(6))
+    assert not read_queue(bench, jobs, 0).active
+    assert not any(bench.read(mails, 0.0, after=0.3).active for _ in range(6))
+    read_queue(bench, jobs, 7)
+    assert not bench.read(mails, 0.0, after=0.3).active
+    assert read_queue(bench, jobs, 7).active  # a second reading of the queue itself
+    assert bench.read(mails, 0.0, after=0.3).active
+
+
+def test_one_queue_does_not_confirm_another_and_an_exact_sibling_needs_no_confirmation() -> None:
+    bench = Bench()
+    jobs, tasks, mails = queue(bench, "jobs"), queue(bench, "tasks"), bench.workload("mails", **SLO)
+    for _ in range(2):
+        read_queue(bench, jobs, 0)
+        read_queue(bench, tasks, 0)
+        bench.read(mails, 0.0)
+    bench.clock.now += 500.0
+    assert not read_queue(bench, jobs, 7).active
+    assert not read_queue(bench, tasks, 7, after=0.1).active
+    assert not any(bench.read(mails, 0.0, after=0.1).active for _ in range(3))
+    assert bench.read(mails, 1.0, after=0.1).active
 
 
 def test_other_policies_are_not_sized_together() -> None:
