@@ -234,13 +234,17 @@ def reasons(rows: Sequence[Row]) -> list[str]:
     ]
     far = [row for row in rows if row["ratio_to_bound"] > 1.3]
     if far:
-        idle = mean([1.0 - 1.0 / row["cost"] for row in rows])
+        idle = mean([_idle(row["cost"]) for row in rows])
+        least = mean([_idle(row["bound_cost"]) for row in rows])
         said.append(
-            f"above 1.3 times the bound in {len(far)}: replicas do nothing {100 * idle:.0f} % of their time "
-            "(cold starts, held between requests), of which the bound, knowing all arrivals, needs "
-            f"{100 * mean([1.0 - 1.0 / max(row['bound_cost'], 1.0) for row in rows]):.0f} %"
+            f"above 1.3 times the bound in {len(far)}: replicas start, or wait for requests, {100 * idle:.0f} % of "
+            f"their time ({100 * least:.0f} % in the bound, which knows all arrivals)"
         )
     return said
+
+
+def _idle(cost: float) -> float:
+    return 1.0 - 1.0 / max(cost, 1.0)
 
 
 def _why_broken(broken: Sequence[Row], cells: int) -> list[str]:
@@ -345,7 +349,7 @@ def _sensitivity(varied: Sequence[Row], plan: Plan) -> list[str]:
         *_wrapped(
             "Every constant of policy `slo`, core/estimate.py and core/holds.py halved and doubled, one at a time "
             f"(found in the sources; not varied: {left}; numbers "
-            f"without a name are not varied either). Over {most} cells: {', '.join(plan.varied_traces)}, cold start "
+            f"without a name and tables are not varied either). Over {most} cells: {', '.join(plan.varied_traces)}, cold start "
             f"{seconds:g} s, three waits, attainments "
             f"{' and '.join(f'{share:g}' for share in plan.varied_attainments)}, one seed. Cost and starts: the "
             "geometric mean against the policy as it is. Short: how far below the promise, in points, on average "

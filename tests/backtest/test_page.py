@@ -79,7 +79,10 @@ def test_where_every_goal_is_reached_no_reason_is_given() -> None:
         ({"ratio": 1.4, "ratio_low": 1.2, "share": 0.99}, "ours keeps more than it must"),
         ({"ratio": 1.4, "ratio_low": 1.2, "tuned_minimum": 4}, "how many replicas to keep for ever (4)"),
         ({"ratio": 1.4, "ratio_low": 1.0}, "the 95 % interval begins at 1.05 or below"),
-        ({"ratio_to_bound": 2.0, "cost": 2.0}, "above 1.3 times the bound in 1: replicas do nothing 50 %"),
+        (
+            {"ratio_to_bound": 2.0, "cost": 2.0},
+            "above 1.3 times the bound in 1: replicas start, or wait for requests, 50 %",
+        ),
     ],
     ids=["late", "noise", "wait below", "wait above", "wait as long", "dear", "loose", "minimum", "wide", "bound"],
 )
