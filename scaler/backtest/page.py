@@ -349,8 +349,8 @@ def _sensitivity(varied: Sequence[Row], plan: Plan) -> list[str]:
         *_wrapped(
             "Every constant of policy `slo`, core/estimate.py and core/holds.py halved and doubled, one at a time "
             f"(found in the sources; not varied: {left}; numbers "
-            f"without a name and tables are not varied either). Over {most} cells: {', '.join(plan.varied_traces)}, cold start "
-            f"{seconds:g} s, three waits, attainments "
+            f"without a name and tables are not varied either). Over {most} cells: {', '.join(plan.varied_traces)}, "
+            f"cold start {seconds:g} s, three waits, attainments "
             f"{' and '.join(f'{share:g}' for share in plan.varied_attainments)}, one seed. Cost and starts: the "
             "geometric mean against the policy as it is. Short: how far below the promise, in points, on average "
             f"({varied[0]['short_points_before']:.2f} as it is; kept in {varied[0]['kept_before']} cells)."
