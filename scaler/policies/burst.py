@@ -1,35 +1,46 @@
 """Burst: takes a rise at face value and holds it until it is over. `policy: steps+burst`, `target+burst`, ...
 
-It wraps another policy and looks at nothing but its metric: a short mean against a long one, as Knative's panic
-mode does (knative.dev, `pkg/autoscaler/scaling/autoscaler.go`). While the short mean is at least twice the
-long one, and for one long window after that, the answer does not fall. It never raises the answer above what
-the wrapped policy said at some moment of the burst.
+It wraps another policy and watches what arrives: a short window against a long one, as Knative's panic mode does with
+requests in the system (knative.dev, `pkg/autoscaler/scaling/autoscaler.go`). A queue would not do: the replicas that a
+burst brought drain it in the middle of the burst, which then looks over. From the moment at which the short window is
+at least twice the long one until it is back at the long one, the answer does not fall. Afterwards it falls with what
+arrives and is worked on, and by half in a minute and a half at the latest: the queue is drained, and by that alone the
+wrapped policy would drop what still works. It never raises the answer above what the wrapped policy said at some moment
+of the burst.
+
+Arrivals are counted as `slo` counts them (core/estimate.py): from counters, or completions and growth, or growth alone.
+Where a source tells nothing of a queue (a utilisation, some query), the wrapped policy's metric is what is watched.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic
 
 from scaler.core.decide import Policy, Proposal, Situation, StateT
-from scaler.core.model import Goals, Step
+from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, updated
+from scaler.core.model import Goals, Sample, Step
 from scaler.core.window import NOTHING, Smoothed
 
 SHORT_SECONDS = 15.0  # one sync of the HPA: what it would react to
-LONG_SECONDS = 120.0  # a burst that lasts longer is the new normal
+LONG_SECONDS = 600.0  # a burst that lasts longer is the new normal
 RATIO = 2.0  # Knative's panic threshold, 200 %
+BACK_RATIO = 1.1  # the short window is back at the long one: even traffic would come no closer for hours
+LET_GO_SECONDS = 120.0  # after a burst its answer fades with this time constant, whatever still arrives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BurstState(Generic[StateT]):
-    """What the wrapped policy remembers, the two means, and the burst that is on, if one is."""
+    """What the wrapped policy remembers, what is known of arrivals, and a burst: its answer, and whether it is on."""
 
     inner: StateT
+    known: Estimates = NOTHING_KNOWN
     short: Smoothed = NOTHING
     long: Smoothed = NOTHING
     held_value: float = 0.0
-    until_seconds: float | None = None
+    is_on: bool = False
 
 
 class Burst(Generic[StateT]):
@@ -52,10 +63,11 @@ class Burst(Generic[StateT]):
         dump = getattr(self._inner, "dump", None)
         return {
             "inner": None if dump is None else dump(state.inner),
+            "known": dumped(state.known),
             "short": asdict(state.short),
             "long": asdict(state.long),
             "held_value": state.held_value,
-            "until_seconds": state.until_seconds,
+            "is_on": state.is_on,
         }
 
     def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> BurstState[StateT]:
@@ -64,13 +76,13 @@ class Burst(Generic[StateT]):
         inner = self._inner.start()
         if load is not None and values["inner"] is not None:
             inner = load(values["inner"], shift_seconds=shift_seconds)
-        until_seconds = values["until_seconds"]
         return BurstState(
             inner=inner,
+            known=loaded(values["known"], shift_seconds=shift_seconds),
             short=_moved(values["short"], shift_seconds),
             long=_moved(values["long"], shift_seconds),
             held_value=float(values["held_value"]),
-            until_seconds=None if until_seconds is None else until_seconds + shift_seconds,
+            is_on=bool(values["is_on"]),
         )
 
     def propose(self, situation: Situation, state: BurstState[StateT]) -> Proposal[BurstState[StateT]]:
@@ -78,29 +90,74 @@ class Burst(Generic[StateT]):
         now_seconds = situation.now_seconds
         proposal = self._inner.propose(situation, state.inner)
         value = proposal.metric_value
-        short = state.short.fed(value, now_seconds, SHORT_SECONDS)
-        long = state.long.fed(value, now_seconds, LONG_SECONDS)
-        held_value, until_seconds = state.held_value, state.until_seconds
-        if until_seconds is not None and now_seconds >= until_seconds:
-            held_value, until_seconds = 0.0, None
-        if value > 0 and (value >= RATIO * long.value or short.value >= RATIO * long.value):
-            until_seconds = now_seconds + LONG_SECONDS
-        if until_seconds is not None:
-            held_value = max(held_value, value)
+        known, short, long = _watched(situation, state, value)
+        begins, lasts = 0 < short.value >= RATIO * long.value, short.value > BACK_RATIO * long.value
+        is_on = begins or (state.is_on and lasts)
+        arrivals = _tells_arrivals(situation.sample)
+        held_value = state.held_value
+        if is_on:
+            held_value = floor = max(held_value, value)
+        elif not arrivals:
+            held_value = floor = 0.0
+        else:
+            elapsed_seconds = 0.0 if state.short.at_seconds is None else now_seconds - state.short.at_seconds
+            held_value *= math.exp(-max(elapsed_seconds, 0.0) / LET_GO_SECONDS)
+            held_value = 0.0 if held_value <= max(value, proposal.target_value) else held_value
+            goals = situation.goals
+            load = max(known.in_flight, known.short.value * known.service_seconds(goals))
+            floor = min(held_value, math.floor(load / goals.concurrency) * proposal.target_value)
         after = BurstState(
-            inner=proposal.state, short=short, long=long, held_value=held_value, until_seconds=until_seconds
+            inner=proposal.state, known=known, short=short, long=long, held_value=held_value, is_on=is_on
         )
-        if until_seconds is None or held_value <= value:
+        if floor <= value:
             return _with_state(proposal, after)
+        reason = "{} of {:.3g} lately against {:.3g} over a longer time: held until these meet"
+        if not is_on:
+            reason = (
+                "{} of {:.3g} lately against {:.3g} over a longer time: it is over, and what works is let go slowly"
+            )
         step = Step(
             name="burst",
             before=value,
-            after=held_value,
-            reason="short mean {:.2f} against long {:.2f}: held for {:.0f} s more",
-            numbers=(short.value, long.value, until_seconds - now_seconds),
+            after=floor,
+            reason=reason,
+            numbers=("arrivals a second" if arrivals else "a metric", short.value, long.value),
         )
-        held = replace(proposal, active=True, metric_value=held_value, steps=(*proposal.steps, step))
-        return replace(_with_state(held, after), review_at_seconds=until_seconds)
+        held = replace(proposal, active=True, metric_value=floor, steps=(*proposal.steps, step))
+        return replace(_with_state(held, after), review_at_seconds=None)
+
+
+def _tells_arrivals(sample: Sample) -> bool:
+    return sample.waiting is not None or sample.arrived_total is not None
+
+
+def _watched(situation: Situation, state: BurstState[Any], value: float) -> tuple[Estimates, Smoothed, Smoothed]:
+    """(what is known of arrivals, short window, long window), with this sample."""
+    now_seconds, sample, known = situation.now_seconds, situation.sample, state.known
+    short, long = state.short, state.long
+    if not _tells_arrivals(sample):
+        return known, short.fed(value, now_seconds, SHORT_SECONDS), long.fed(value, now_seconds, LONG_SECONDS)
+    before = known
+    view, last = situation.view, situation.last
+    ready = view.ready if view is not None else 0 if last is None else last.desired_replicas
+    known = updated(
+        before,
+        sample,
+        situation.goals,
+        ready=ready,
+        cold_starts_seconds=(),
+        waking=False,
+        now_seconds=now_seconds,
+    )
+    if before.at_seconds is None or now_seconds <= before.at_seconds:
+        return known, short, long
+    since_seconds = before.at_seconds
+    # As in estimate: what is idle is not looked at often, and a look would have seen what arrived before.
+    if before.waiting + before.in_flight == 0:
+        since_seconds = max(since_seconds, now_seconds - before.interval_seconds)
+        short, long = short.fed(0.0, since_seconds, SHORT_SECONDS), long.fed(0.0, since_seconds, LONG_SECONDS)
+    rate = max(known.arrived - before.arrived, 0.0) / (now_seconds - since_seconds)
+    return known, short.fed(rate, now_seconds, SHORT_SECONDS), long.fed(rate, now_seconds, LONG_SECONDS)
 
 
 def _moved(values: Mapping[str, Any], shift_seconds: float) -> Smoothed:

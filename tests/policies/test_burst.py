@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from scaler.core.decide import Memory, Policy, Proposal, Situation, decide
 from scaler.core.model import Decision, Goals, Sample
 from scaler.plugins import policies
-from scaler.policies.burst import LONG_SECONDS, Burst
+from scaler.policies.burst import LONG_SECONDS, SHORT_SECONDS, Burst
 from scaler.policies.steps import POLICY as STEPS
 from scaler.policies.target import POLICY as TARGET
 from scaler.state import Durable
@@ -19,46 +20,108 @@ from scaler.trigger import parse_steps
 GOALS = Goals(target_value=5.0, steps=parse_steps("1:2,6:5,21:10"))
 
 
-def _run(policy: object, depths: list[float]) -> list[Decision]:
-    """One depth a second."""
-    memory: Memory[object] = Memory(state=policy.start())  # type: ignore[attr-defined]  # any policy of the folder
-    answers = []
-    for second, depth in enumerate(depths):
-        sample = Sample(at_seconds=float(second), metric_value=depth, active=depth > 0, waiting=depth)
-        decision, memory = decide(
-            policy,  # type: ignore[arg-type]  # as above
-            GOALS,
-            memory,
-            sample=sample,
-            view=None,
-            now_seconds=float(second),
+def _run(policy: Policy[Any], looks: list[tuple[float, float]], *, counters: bool = True) -> list[Decision]:
+    """A look a second: (arrivals in it, requests in the system)."""
+    memory: Memory[Any] = Memory(state=policy.start())
+    answers, arrived = [], 0.0
+    for second, (arrivals, depth) in enumerate(looks):
+        arrived += arrivals
+        sample = Sample(
+            at_seconds=float(second),
+            metric_value=depth,
+            active=depth > 0,
+            waiting=depth,
+            in_flight=0.0,
+            arrived_total=arrived if counters else None,
         )
+        decision, memory = decide(policy, GOALS, memory, sample=sample, view=None, now_seconds=float(second))
         assert decision is not None
         answers.append(decision)
     return answers
 
 
-def test_a_burst_is_answered_in_full_at_once_and_held_until_it_is_over() -> None:
-    depths = [1.0] * 200 + [30.0] * 3 + [1.0] * 300
-    replicas = [answer.desired_replicas for answer in _run(Burst(STEPS), depths)]
-    assert replicas[199] == 2
-    assert replicas[200:203] == [10, 10, 10]
-    assert set(replicas[203 : 203 + int(LONG_SECONDS) - 5]) == {10}
+QUIET, DRAINED_BURST = [(0.1, 1.0)] * 300, [(3.0, 30.0)] * 30 + [(3.0, 1.0)] * 200
+
+
+@pytest.mark.parametrize("policy", [STEPS, TARGET], ids=["steps", "target"])
+def test_a_burst_holds_while_requests_keep_coming_though_the_queue_is_drained(policy: Policy[Any]) -> None:
+    answers = _run(Burst(policy), QUIET + DRAINED_BURST + QUIET)
+    most = max(answer.desired_replicas for answer in answers)
+    assert most == {True: 10, False: 6}[policy is STEPS]
+    assert {answer.desired_replicas for answer in answers[300:530]} == {most}
+    assert answers[-1].desired_replicas == answers[0].desired_replicas
+    plain = _run(policy, QUIET + DRAINED_BURST)
+    assert plain[-1].desired_replicas < most
+
+
+def test_a_burst_is_over_soon_after_requests_have_stopped_coming() -> None:
+    replicas = [answer.desired_replicas for answer in _run(Burst(STEPS), QUIET + DRAINED_BURST + QUIET)]
+    falls = [(at, a, b) for at, (a, b) in enumerate(pairwise(replicas)) if b < a]
+    assert [(a, b) for _, a, b in falls] == [(10, 2)]
+    assert 530 < falls[0][0] < 530 + 4 * SHORT_SECONDS
+
+
+def test_without_counters_the_growth_of_what_waits_begins_a_burst() -> None:
+    replicas = [a.desired_replicas for a in _run(Burst(STEPS), QUIET + [(3.0, 30.0)] * 30 + QUIET, counters=False)]
+    assert replicas[300:330] == [10] * 30
+    assert set(replicas[330:338]) == {10}
     assert replicas[-1] == 2
-    falls = [(a, b) for a, b in pairwise(replicas) if b < a]
-    assert falls == [(10, 2)]
 
 
 def test_a_slow_rise_is_no_burst() -> None:
-    depths = [1.0] * 60 + [1.0 + second / 40 for second in range(800)] + [15.0] * 30
-    answers = _run(Burst(STEPS), [*depths, 1.0])
+    looks = QUIET + [(0.1 + second / 6_000, 1.0 + second / 40) for second in range(800)] + [(0.2, 15.0)] * 30
+    assert _run(Burst(STEPS), [*looks, (0.2, 1.0)])[-1].desired_replicas == 2
+
+
+def test_steady_traffic_that_lasts_is_the_new_normal() -> None:
+    answers = _run(Burst(STEPS), QUIET + [(1.0, 30.0)] * 30 + [(1.0, 1.0)] * int(8 * LONG_SECONDS))
     assert answers[-1].desired_replicas == 2
 
 
-def test_the_raw_metric_of_target_is_held_too() -> None:
-    answers = _run(Burst(TARGET), [1.0] * 200 + [50.0] + [1.0] * 20)
-    assert {answer.metric_value for answer in answers[200:]} == {50.0}
+def _served(policy: Policy[Any], flights: list[float]) -> list[Decision]:
+    """A look a second: a burst that fades, with a queue that is empty and so many requests in flight."""
+    memory: Memory[Any] = Memory(state=policy.start())
+    answers, arrived, completed = [], 0.0, 0.0
+    for second, in_flight in enumerate(flights):
+        arrived += max(in_flight - (flights[second - 1] if second else 0.0), 0.0) + 0.1 * in_flight
+        completed = arrived - in_flight
+        sample = Sample(
+            at_seconds=float(second),
+            metric_value=in_flight,
+            active=in_flight > 0,
+            waiting=0.0,
+            in_flight=in_flight,
+            arrived_total=arrived,
+            completed_total=completed,
+        )
+        decision, memory = decide(policy, GOALS, memory, sample=sample, view=None, now_seconds=float(second))
+        assert decision is not None
+        answers.append(decision)
+    return answers
+
+
+def test_what_still_works_after_a_burst_is_let_go_step_by_step() -> None:
+    flights = [1.0] * 300 + [60.0] * 120 + [max(60.0 * math.exp(-second / 60), 1.0) for second in range(600)]
+    replicas = [answer.desired_replicas for answer in _served(Burst(TARGET), flights)]
+    assert max(replicas) == 12
+    after = replicas[420:]
+    falls = [a - b for a, b in pairwise(after) if b < a]
+    assert sum(falls) == 11
+    assert max(falls) <= 4
+    assert after[-1] == 1
+
+
+def test_of_a_metric_that_tells_nothing_of_a_queue_its_own_rise_is_held() -> None:
+    memory: Memory[Any] = Memory(state=Burst(TARGET).start())
+    answers = []
+    for second, value in enumerate([1.0] * 200 + [50.0] + [1.0] * 300):
+        sample = Sample(at_seconds=float(second), metric_value=value, active=True)
+        decision, memory = decide(Burst(TARGET), GOALS, memory, sample=sample, view=None, now_seconds=float(second))
+        assert decision is not None
+        answers.append(decision)
+    assert {answer.metric_value for answer in answers[200 : 200 + int(SHORT_SECONDS)]} == {50.0}
     assert {answer.target_value for answer in answers} == {5.0}
+    assert answers[-1].metric_value == 1.0
 
 
 def test_every_threshold_policy_can_be_wrapped_by_name() -> None:
