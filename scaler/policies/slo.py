@@ -5,8 +5,8 @@ misses that it averts cost more than it does, and kept for as long as being with
 it. A closed loop moves the price until the promise is just kept: all it sees is the error budget, left or overspent.
 
 1. Price. At first that at which a replica held for one request makes the promise just worth keeping (the newsvendor's
-   critical ratio), or what averting a miss on demand costs where that is less; e times as much for each few misses
-   over the budget. It starts as if a few had been made: careful first, lazy once it has seen enough.
+   critical ratio); e times as much for each few misses over the budget. It starts as if a few had been made: careful
+   first, lazy once it has seen enough.
 2. Need. What waits, batch by batch, each by its deadline, and what arrives before a replica started later could
    help it, against what the replicas that serve and that start will have begun by then. When a replica will serve
    is a distribution, so more are started where deadlines are near a cold start away, and none where nothing
@@ -43,7 +43,7 @@ BUDGET_FIRST = 2.0  # misses over the budget that make the price e times as high
 BUDGET_SHARE = 0.1  # ... or this share of what a day's requests may miss, where that is more
 FLOOR = 1.2  # a replica that works through one whole wait always pays for itself, with this margin
 BATCHES_LOOKED_AT = 5
-LEAST_GAIN = 0.25  # at most four replicas are started to have one of them early, whatever the price
+LEAST_GAIN = 0.1  # at most ten replicas are started to have one of them early, whatever the price
 SERVICE_VARIATION = 0.5  # squared coefficient of variation of service times, for how far capacity may be off
 
 _WHY = "{:.0f} wait, {:.0f} in flight, {:.2f} a second arrive; {:.1f} can't begin in time with {} ready and {} starting"
@@ -228,9 +228,7 @@ def _price(known: Estimates, goals: Goals, start: _Start, now_seconds: float) ->
     debt = known.debt + known.overdue(now_seconds, start.wait_seconds)
     unit = max(BUDGET_FIRST, BUDGET_SHARE * miss * known.counted)
     floor = FLOOR * start.lead_seconds / start.in_time
-    first = max(
-        min(start.slots / start.speed * goals.attainment / miss, start.lead_seconds / max(start.on_demand, 1e-9)), floor
-    )
+    first = max(start.slots / start.speed * goals.attainment / miss, floor)
     seconds = max(first * math.exp(min(debt / unit, 20.0)), floor)
     wrong = start.lead_seconds / (seconds * start.in_time)
     margin = max(_NORMAL.inv_cdf(1.0 - max(wrong, 1e-4)), 0.0) * _SERVICE_DEVIATION
