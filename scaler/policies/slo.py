@@ -39,8 +39,8 @@ from scaler.core.warm_pool import warm_hint
 
 HPA_WAIT_SECONDS = 7.5  # half a sync of 15 s: how long the HPA takes to see an answer, on average
 HPA_SPREAD_SECONDS = 4.3  # ... and its standard deviation
-BUDGET_FIRST = 2.0  # misses over the budget that make the price e times as high
-BUDGET_SHARE = 0.1  # ... or this share of what a day's requests may miss, where that is more
+BUDGET_FIRST = 3.0  # misses over the budget that make the price e times as high
+BUDGET_SHARE = 0.2  # ... or this share of what a day's requests may miss, where that is more
 FLOOR = 1.2  # a replica that works through one whole wait always pays for itself, with this margin
 BATCHES_LOOKED_AT = 5
 LEAST_GAIN = 0.1  # at most ten replicas are started to have one of them early, whatever the price
