@@ -71,10 +71,12 @@ def test_a_warm_floor_misses_fewer_and_costs_more() -> None:
     outcomes = {}
     for warm in ("off", "floor"):
         trace = list(
-            generate(Poisson(rate_per_second=0.05), Service(mean_seconds=10.0, variation=0.5), random.Random(5), 20_000)
+            generate(Poisson(rate_per_second=0.2), Service(mean_seconds=10.0, variation=0.5), random.Random(5), 20_000)
         )
         pilot = Pilot(
-            policy=POLICY, goals=Goals(target_value=1.0, wait_seconds=5.0, warm=warm), chance=random.Random(6)
+            policy=POLICY,
+            goals=Goals(target_value=1.0, wait_seconds=5.0, attainment=0.8, warm=warm),  # a promise that lets go
+            chance=random.Random(6),
         )
         spec = WorldSpec(cold_start=cold_start(60.0), initial_replicas=1, scored_from_seconds=2_000.0)
         outcomes[warm] = World(spec, trace, random.Random(7)).run(pilot)
