@@ -5,10 +5,10 @@ from __future__ import annotations
 import bisect
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +27,9 @@ from scaler.simulator.rules import JobSpec, JobStrategy
 from scaler.simulator.world import Outcome, Scaler, World, WorldSpec, cold_start
 
 BLOCKS = 56  # of a trace, for block bootstrap: a quarter of a day of a fortnight
-BASELINES = ("keda", "keda-fast", "knative", "ray", "sagemaker", "fixed", "keda-tuned")
+BASELINES = ("keda", "keda-fast", "knative", "ray", "sagemaker", "fixed")
+MOST_POINTS = 2_000  # of what waits over time, for plots
+QUANTILES = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ class Case:
 
     `job_strategy`: the workload is a ScaledJob with this strategy, whose jobs end after `requests_per_job` (None: when
     nothing waits); `scaler` is "jobs" (Pilotlight's `answer: jobs`) or "keda" with `target_value`.
+    `score_from_seconds`: where scoring begins; None: after the warm-up. `keep_timeline`: keep what plots need.
     `varied`: a constant of policy slo, as "module:NAME", and the factor it is multiplied by. `most_gpu_seconds`: a run
     that has cost more is stopped.
     """
@@ -58,6 +61,7 @@ class Case:
     service_seconds: float = 10.0
     days: float = 1.0
     keep_timeline: bool = False
+    score_from_seconds: float | None = None
     varied: tuple[str, float] | None = None
     job_strategy: str | None = None
     requests_per_job: int | None = 1
@@ -70,6 +74,8 @@ class Result:
 
     `blocks`: for each block of the trace (requests, GPU-seconds, and for each wait of `shares` those in time).
     `stopped`: it cost more than `most_gpu_seconds`; what it would have come to is not known, and its shares are 0.
+    Kept for plots only: `timeline` as in Outcome, `waiting` (from, until, most requests that waited in between) and
+    `wait_quantiles_seconds`, evenly from the shortest to the longest.
     """
 
     requests: int
@@ -83,6 +89,8 @@ class Result:
     end_at_seconds: float
     looks: int
     timeline: tuple[tuple[float, int, int, int, int], ...] = field(default=())
+    waiting: tuple[tuple[float, float, int], ...] = field(default=())
+    wait_quantiles_seconds: tuple[float, ...] = field(default=())
     stopped: bool = False
 
 
@@ -130,7 +138,33 @@ def run(case: Case) -> Result:
 
 def simulated(case: Case) -> Result:
     """One simulation of whatever the case is about. Raises PilotlightError for a scaler or strategy nobody knows."""
-    return run(case) if case.job_strategy is None else run_jobs(case)
+    if case.job_strategy is not None:
+        return run_jobs(case)
+    return run(case) if case.score_from_seconds is None and not case.keep_timeline else run_watched(case)
+
+
+def scored_from_seconds(case: Case) -> float:
+    """Before it, requests are run but not scored."""
+    return warm_up_seconds(case.cold_start_seconds) if case.score_from_seconds is None else case.score_from_seconds
+
+
+def run_watched(case: Case) -> Result:
+    """As `run` (which is part of the key of kept results), scored from anywhere, with what plots need."""
+    trace = cached_trace(case.trace, case.service_seconds, case.days)
+    from_seconds = scored_from_seconds(case)
+    initial = first_replicas(trace, case.cold_start_seconds, case.concurrency)
+    block_seconds = max(trace[-1].at_seconds - from_seconds, 1.0) / BLOCKS
+    spec = WorldSpec(
+        cold_start=cold_start(case.cold_start_seconds, case.variation),
+        concurrency=case.concurrency,
+        initial_replicas=case.replicas if case.scaler == "fixed" else initial,
+        scored_from_seconds=from_seconds,
+        block_seconds=block_seconds,
+        keep_timeline=case.keep_timeline,
+    )
+    world = World(spec, trace, random.Random(case.seed))  # noqa: S311 - simulation
+    result = _result(case, world.run(scaler_of(case)), from_seconds, block_seconds)
+    return _with_plots(case, result, trace, world._waits)  # noqa: SLF001 - an Outcome lacks what came before scoring
 
 
 def run_jobs(case: Case) -> Result:
@@ -148,7 +182,7 @@ def run_jobs(case: Case) -> Result:
     else:
         raise PilotlightError(f'"{case.scaler}" does not scale a ScaledJob here; jobs and keda do')
     trace = cached_trace(case.trace, case.service_seconds, case.days)
-    from_seconds = warm_up_seconds(case.cold_start_seconds)
+    from_seconds = scored_from_seconds(case)
     block_seconds = max(trace[-1].at_seconds - from_seconds, 1.0) / BLOCKS
     world = JobWorld(
         spec=WorldSpec(
@@ -165,7 +199,39 @@ def run_jobs(case: Case) -> Result:
         requests_per_job=case.requests_per_job,
     )
     outcome = world.run(random.Random(case.seed + 1))  # noqa: S311 - simulation
-    return _result(case, outcome, from_seconds, block_seconds)
+    result = _result(case, outcome, from_seconds, block_seconds)
+    return _with_plots(case, result, trace, world._waits)  # noqa: SLF001 - as in `run_watched`
+
+
+def _with_plots(case: Case, result: Result, trace: Sequence[Arrival], waits_seconds: Sequence[float]) -> Result:
+    if not case.keep_timeline:
+        return result
+    from_seconds = scored_from_seconds(case)
+    ordered = sorted(
+        wait for arrival, wait in zip(trace, waits_seconds, strict=True) if arrival.at_seconds >= from_seconds
+    )
+    quantiles = [
+        ordered[round(index * (len(ordered) - 1) / QUANTILES)] for index in range(QUANTILES + 1 if ordered else 0)
+    ]
+    return replace(result, waiting=tuple(waiting_of(trace, waits_seconds)), wait_quantiles_seconds=tuple(quantiles))
+
+
+def waiting_of(trace: Sequence[Arrival], waits_seconds: Sequence[float]) -> Iterator[tuple[float, float, int]]:
+    """(from, until, most requests that waited in between), in at most `MOST_POINTS` spans that follow one another."""
+    changes = [(0.0, 0)]
+    for arrival, wait in zip(trace, waits_seconds, strict=True):
+        if wait > 0:
+            changes += [(arrival.at_seconds, 1), (arrival.at_seconds + wait, -1)]
+    changes.sort()
+    span_seconds = max(changes[-1][0], trace[-1].at_seconds) / MOST_POINTS or 1.0
+    waiting, at = 0, 0
+    for index in range(MOST_POINTS):
+        most, until_seconds = waiting, (index + 1) * span_seconds
+        while at < len(changes) and (changes[at][0] <= until_seconds or index == MOST_POINTS - 1):
+            waiting += changes[at][1]
+            most = max(most, waiting)
+            at += 1
+        yield index * span_seconds, until_seconds, most
 
 
 def scaler_of(case: Case) -> Scaler:
@@ -173,6 +239,8 @@ def scaler_of(case: Case) -> Scaler:
     chance = random.Random(case.seed + 1)  # noqa: S311 - simulation
     name = case.scaler
     if name == "fixed":
+        if case.replicas < 1:
+            raise PilotlightError("policy fixed needs a number of replicas from 1 up: --replicas")
         return Fixed()
     if name == "keda-tuned" and case.keda is not None:
         return case.keda.scaler(case.concurrency, chance)
@@ -239,9 +307,10 @@ def _finished(running: dict[Future[Result], Case]) -> list[tuple[Case, Result]]:
 
 
 def as_plain(result: Result) -> dict[str, Any]:
-    """For JSON; without the timeline."""
+    """For JSON; without what is kept for plots."""
     plain = asdict(result)
-    del plain["timeline"]
+    for name in ("timeline", "waiting", "wait_quantiles_seconds"):
+        del plain[name]
     return plain
 
 

@@ -47,8 +47,12 @@ def rows_of_runs(runs: Sequence[tuple[Case, Result]]) -> list[dict[str, Any]]:
             "requests": result.requests,
         }
         if case.wait_seconds is not None:
-            row["share_in_time"] = round(result.shares[f"{case.wait_seconds:g}"], 4)
-        row |= {f"wait_{name}_seconds": round(value, 1) for name, value in result.waits_seconds.items()}
+            share = result.shares[f"{case.wait_seconds:g}"]
+            row["share_in_time"] = round(share, 4) if result.requests else None
+        row |= {
+            f"wait_{name}_seconds": round(value, 1) if result.requests else None
+            for name, value in result.waits_seconds.items()
+        }
         row |= {
             "gpu_seconds": round(result.gpu_seconds),
             "gpu_seconds_per_busy": round(result.gpu_seconds / result.busy_seconds, 3) if result.busy_seconds else None,
@@ -230,7 +234,7 @@ def text_table(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return ""
     names = list(rows[0])
-    cells = [names, *[["" if row.get(name) is None else str(row.get(name)) for name in names] for row in rows]]
+    cells = [names, *[["-" if row.get(name) is None else str(row.get(name)) for name in names] for row in rows]]
     widths = [max(len(line[index]) for line in cells) for index in range(len(names))]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells)
 
@@ -295,23 +299,115 @@ def plot_frontier(rows: Sequence[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def plot_runs(runs: Sequence[tuple[Case, Result]], path: Path) -> None:
-    """Replicas wanted, ready and starting, and what waits, over time: one panel a run."""
+def plots_of_runs(runs: Sequence[tuple[Case, Result]], folder: Path) -> None:
+    """replicas.png and waits.png of what was kept for plots; frontier.png where several policies were run."""
+    kept = [(case, result) for case, result in runs if result.timeline]
+    if kept:
+        plot_replicas(kept, folder / "replicas.png")
+    if any(result.wait_quantiles_seconds for _, result in kept):
+        plot_waits(kept, folder / "waits.png")
+    scored = [(case, result) for case, result in runs if result.requests]
+    if len({case.scaler for case, _ in scored}) > 1:
+        plot_costs(scored, folder / "frontier.png")
+
+
+def plot_replicas(runs: Sequence[tuple[Case, Result]], path: Path) -> None:
+    """Replicas ready and starting, and below them what waits, over time: two panels a run."""
     plt = pyplot()
-    figure, panels = plt.subplots(len(runs), 1, figsize=(10, 2.6 * len(runs)), squeeze=False, sharex=True)
-    for axes, (case, result) in zip(panels[:, 0], runs, strict=True):
-        hours = [point[0] / 3600 for point in result.timeline]
-        axes.step(hours, [point[2] for point in result.timeline], where="post", label="ready")
-        axes.step(hours, [point[3] for point in result.timeline], where="post", label="starting", linewidth=0.8)
-        axes.step(
-            hours, [point[4] for point in result.timeline], where="post", label="waiting", linewidth=0.8, alpha=0.6
+    figure, panels = plt.subplots(
+        2 * len(runs),
+        1,
+        figsize=(10, 3.4 * len(runs)),
+        squeeze=False,
+        sharex=True,
+        height_ratios=[2.0, 1.0] * len(runs),
+    )
+    most = max((span[2] for _, result in runs for span in result.waiting), default=1)
+    for index, (case, result) in enumerate(runs):
+        above, below = panels[2 * index, 0], panels[2 * index + 1, 0]
+        end = max(result.end_at_seconds, result.timeline[-1][0])
+        timeline = [*result.timeline, (end, *result.timeline[-1][1:])]
+        hours, ready = [point[0] / 3600 for point in timeline], [point[2] for point in timeline]
+        alive = [point[2] + point[3] for point in timeline]
+        above.fill_between(hours, ready, step="post", linewidth=0, label="ready")
+        above.fill_between(hours, ready, alive, step="post", linewidth=0, alpha=0.6, label="starting")
+        above.set_ylim(bottom=0)
+        above.set_ylabel("replicas")
+        above.set_title(f"{case.scaler}, seed {case.seed}", fontsize=9, loc="left")
+        above.legend(fontsize=7, loc="upper right")
+        below.fill_between(
+            [span[0] / 3600 for span in result.waiting],
+            [span[2] for span in result.waiting],
+            step="post",
+            linewidth=0,
+            color="tab:red",
         )
-        axes.set_title(f"{case.scaler}, seed {case.seed}", fontsize=8)
-        axes.legend(fontsize=7)
-    panels[-1, 0].set_xlabel("hours")
+        below.set_ylim(0, 1.1 * max(most, 1))
+        below.set_ylabel("waiting")
+    panels[-1, 0].set_xlabel("hours; requests that wait: the most of each span")
+    _save(figure, path)
+
+
+def plot_waits(runs: Sequence[tuple[Case, Result]], path: Path) -> None:
+    """The share of requests that started within a wait, one line a run; the promise dashed."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(9, 4.5))
+    for case, result in runs:
+        waits = result.wait_quantiles_seconds
+        if waits:
+            shares = [100 * index / (len(waits) - 1) for index in range(len(waits))]
+            axes.step(waits, shares, where="post", label=case.scaler)
+    wait_seconds = runs[0][0].wait_seconds
+    if wait_seconds is not None:
+        axes.axvline(wait_seconds, color="grey", linewidth=0.8, linestyle="--")
+        axes.axhline(100 * runs[0][0].attainment, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_xscale("symlog", linthresh=1.0)
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 101)
+    ticks = [0, 1, 3, 10, 30, 60, 120, 300, 600, 1_800, 3_600]
+    longest = max(
+        (result.wait_quantiles_seconds[-1] for _, result in runs if result.wait_quantiles_seconds), default=1.0
+    )
+    shown = [tick for tick in ticks if tick <= max(longest, wait_seconds or 1.0)]
+    axes.set_xticks(shown, [str(tick) for tick in shown])
+    axes.minorticks_off()
+    axes.set_xlabel("wait in seconds")
+    axes.set_ylabel("% of requests that started within it")
+    axes.legend(fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
+def plot_costs(runs: Sequence[tuple[Case, Result]], path: Path) -> None:
+    """GPU-seconds over the share in time: small dots are runs, large ones their means; the line joins the cheapest."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    by_policy: dict[str, list[tuple[float, float]]] = {}
+    for case, result in runs:
+        if case.wait_seconds is not None:
+            point = (100 * result.shares[f"{case.wait_seconds:g}"], result.gpu_seconds / 3600)
+            by_policy.setdefault(case.scaler, []).append(point)
+    means = {name: (mean([x for x, _ in some]), mean([y for _, y in some])) for name, some in by_policy.items()}
+    best = [point for point in means.values() if not any(x >= point[0] and y < point[1] for x, y in means.values())]
+    best.sort()
+    axes.plot([x for x, _ in best], [y for _, y in best], color="grey", linewidth=0.8, zorder=1)
+    for name, (x, y) in means.items():
+        dots = axes.scatter([x], [y], s=60, label=name, zorder=3)
+        some = by_policy[name]
+        if len(some) > 1:
+            axes.scatter([one[0] for one in some], [one[1] for one in some], s=8, color=dots.get_facecolor(), zorder=2)
+    case = runs[0][0]
+    axes.axvline(100 * case.attainment, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"% of requests that started within {case.wait_seconds:g} s (dashed: promised)")
+    axes.set_ylabel("GPU-hours")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    pyplot().close(figure)
 
 
 def _config(cell: Cell) -> str | None:

@@ -10,6 +10,7 @@ import csv
 import gzip
 import math
 import random
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -38,7 +39,12 @@ def read_trace(path: Path) -> list[Arrival]:
     """The requests of a trace file, in order of time. Raises TraceInvalid."""
     trace: list[Arrival] = []
     try:
-        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
+        # utf-8-sig: a spreadsheet begins its CSV with a byte order mark.
+        with (
+            gzip.open(path, "rt", newline="", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else path.open(newline="", encoding="utf-8-sig")
+        ) as file:
             rows = csv.DictReader(file)
             if not rows.fieldnames or not {"t_s", "service_s"} <= set(rows.fieldnames):
                 raise TraceInvalid(f'trace {path}: expected a header with the columns "t_s" and "service_s"')
@@ -54,7 +60,9 @@ def read_trace(path: Path) -> list[Arrival]:
                     )
                 before_seconds = at_seconds
                 trace.append(Arrival(at_seconds, service_seconds))
-    except (OSError, UnicodeDecodeError, csv.Error) as err:
+    except EOFError as err:  # gzip's; a command line would take it for the end of what the user types
+        raise TraceInvalid(f"trace {path} can't be read: the file is cut short") from err
+    except (OSError, UnicodeDecodeError, csv.Error, zlib.error) as err:
         raise TraceInvalid(f"trace {path} can't be read: {err}") from err
     if not trace:
         raise TraceInvalid(f"trace {path} holds no request")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from scaler.backtest.cases import Case, Result
+    from scaler.core.model import ReplicaStep
 
 backtest = typer.Typer(invoke_without_command=True, no_args_is_help=False, help="Policies against traces, simulated.")
 
@@ -30,7 +32,8 @@ def one(
     context: typer.Context,
     trace: Annotated[str | None, typer.Option(help=_PATTERN_HELP)] = None,
     policy: Annotated[
-        list[str] | None, typer.Option(help="slo, target, keda, keda-fast, knative, ray, sagemaker; several times")
+        list[str] | None,
+        typer.Option(help="slo, target, keda, keda-fast, knative, ray, sagemaker, fixed ...; several times"),
     ] = None,
     *,
     recorded: Annotated[
@@ -42,7 +45,11 @@ def one(
     slo: Annotated[str, typer.Option(help='the promise: "WAIT_SECONDS:SHARE"')] = "60:0.95",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="runs per policy")] = 1,
     concurrency: Annotated[int, typer.Option(min=1, help="requests a replica works on at once")] = 1,
-    threshold: Annotated[float, typer.Option(help="metric per replica, for policy target")] = 5.0,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="metric per replica: requests for target (5), percent in use for utilization (80)"),
+    ] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="how many, for policy fixed")] = None,
     steps: Annotated[str | None, typer.Option(help='the table of policy steps: "1:2,6:5,21:10"')] = None,
     service: Annotated[float, typer.Option(help="mean service seconds, for a pattern")] = 10.0,
     days: Annotated[float, typer.Option(help="length, for a pattern")] = 1.0,
@@ -53,43 +60,59 @@ def one(
     requests_per_job: Annotated[
         int, typer.Option(min=0, help="with --job-strategy: requests after which a job ends; 0: when nothing waits")
     ] = 1,
+    score_from: Annotated[
+        float | None,
+        typer.Option(help="seconds from which requests and GPU-seconds count; else 600, or five cold starts"),
+    ] = None,
     gpu_cost: Annotated[float | None, typer.Option(help="what a GPU costs an hour, to show money")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for runs.csv, runs.json and a plot")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for runs.csv, runs.json and plots")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output instead of a table")] = False,
 ) -> None:
     """Run policies against a trace and compare share in time, waits, GPU-seconds and starts."""
     if context.invoked_subcommand is not None:
         return
-    if recorded is not None:
-        if trace is not None or workload is None:
-            raise PilotlightError("--recorded goes with --workload namespace/name, and without --trace")
+    for name, value, lowest in (
+        ("--cold-start", cold_start, 0.0),
+        ("--gpu-cost", gpu_cost, 0.0),
+        ("--score-from", score_from, 0.0),
+        ("--threshold", threshold, None),
+        ("--service", service, None),
+        ("--days", days, None),
+    ):
+        _number(name, value, lowest=lowest)
+    if recorded is None and (workload is not None or source is not None):
+        raise PilotlightError("--workload and --source go with --recorded")
+    if recorded is not None and (trace is not None or workload is None):
+        raise PilotlightError("--recorded goes with --workload namespace/name, and without --trace")
+    if recorded is None and trace is None:
+        raise PilotlightError(f"--trace is required, or --recorded: {_PATTERN_HELP}")
+    table, (wait_seconds, attainment) = _steps(steps), _promise(slo)
+    if out is not None:
+        _folder(out)
+    if recorded is not None and workload is not None:
         from scaler.backtest.recorded import recorded_trace, write_trace  # noqa: PLC0415 - heavy imports only where used
 
         requests = recorded_trace(recorded, workload, source=source, concurrency=concurrency)
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
         # The processes that simulate read it by its name.
         folder = out or Path(context.with_resource(TemporaryDirectory(prefix="pilotlight-")))
         trace = str(folder / "recorded.csv")
         write_trace(requests, Path(trace))
-    if trace is None:
-        raise PilotlightError(f"--trace is required, or --recorded: {_PATTERN_HELP}")
     from scaler.backtest import report  # noqa: PLC0415 - heavy imports only where the verb runs
-    from scaler.backtest.cases import Case  # noqa: PLC0415 - as above
-    from scaler.trigger import parse_steps  # noqa: PLC0415 - as above
+    from scaler.backtest.cases import Case, by_use, cached_trace, scaler_of, scored_from_seconds  # noqa: PLC0415 - as above
 
-    wait_seconds, attainment = _promise(slo)
     cases = [
         Case(
-            trace=trace,
+            trace=trace or "",
             cold_start_seconds=cold_start,
             scaler=name,
             seed=seed,
             wait_seconds=wait_seconds,
             attainment=attainment,
             concurrency=concurrency,
-            target_value=threshold,
-            steps=parse_steps(steps) if steps else (),
+            target_value=threshold or (80.0 if by_use(name) else 5.0),
+            replicas=replicas or 0,
+            steps=table,
+            score_from_seconds=score_from,
             service_seconds=service,
             days=days,
             keep_timeline=out is not None and seed == 1,
@@ -99,6 +122,9 @@ def one(
         for name in policy or (["slo", "keda"] if job_strategy is None else ["jobs", "keda"])
         for seed in range(1, seeds + 1)
     ]
+    for case in cases if job_strategy is None else ():
+        scaler_of(case)  # what is wrong with a policy is said before any of them runs
+    times = [arrival.at_seconds for arrival in cached_trace(cases[0].trace, service, days)]
     runs = list(_with_progress(cases))
     order = {case: index for index, case in enumerate(cases)}
     runs.sort(key=lambda pair: order[pair[0]])
@@ -107,11 +133,22 @@ def one(
         for row in rows:
             row["cost"] = round(row["gpu_seconds"] / 3600 * gpu_cost, 2)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "runs.csv").write_text(report.csv_text(rows))
-        (out / "runs.json").write_text(json.dumps(rows, indent=1) + "\n")
-        report.plot_runs([(case, result) for case, result in runs if result.timeline], out / "replicas.png")
+        try:
+            (out / "runs.csv").write_text(report.csv_text(rows))
+            (out / "runs.json").write_text(json.dumps(rows, indent=1) + "\n")
+            report.plots_of_runs(runs, out)
+        except OSError as err:
+            raise PilotlightError(f"--out {out} can't be written: {err.strerror}") from err
     typer.echo(json.dumps(rows, indent=1) if as_json else report.text_table(rows))
+    from_seconds = scored_from_seconds(cases[0])
+    scored = sum(at >= from_seconds for at in times)
+    if scored < len(times):
+        said = "warning: no request is scored" if not scored else "note"
+        typer.echo(
+            f"{said}: the first {from_seconds:g} s are run to settle and not scored, with {len(times) - scored} of "
+            f"{len(times)} requests" + ("; use a longer trace, or --score-from 0" if not scored else ""),
+            err=True,
+        )
 
 
 @backtest.command()
@@ -183,6 +220,32 @@ def matrix(
     else:
         for goal, aim, found in summary:
             typer.echo(f"{goal}: {found}" + (f" (aim {aim})" if aim else ""))
+
+
+def _number(name: str, value: float | None, *, lowest: float | None) -> None:
+    """`lowest` None: above zero."""
+    if value is None or (math.isfinite(value) and (value > 0 if lowest is None else value >= lowest)):
+        return
+    expected = "above 0" if lowest is None else f"from {lowest:g} up"
+    raise PilotlightError(f"{name} is {value:g}; it must be a number {expected}")
+
+
+def _steps(text: str | None) -> tuple[ReplicaStep, ...]:
+    from scaler.trigger import parse_steps  # noqa: PLC0415 - heavy imports only where the verb runs
+
+    try:
+        return () if text is None else parse_steps(text)
+    except ValueError as err:
+        raise PilotlightError(f'--steps is "{text}": {err}') from err
+
+
+def _folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out):
+            pass  # it can be written
+    except OSError as err:
+        raise PilotlightError(f"--out {out} can't be written as a folder: {err.strerror}") from err
 
 
 def _promise(text: str) -> tuple[float, float]:

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from scaler.backtest import matrix as matrix_module
 from scaler.backtest import page, report
-from scaler.backtest.cases import BLOCKS, Case, as_plain, from_plain, run
+from scaler.backtest.cases import BLOCKS, MOST_POINTS, Case, as_plain, from_plain, run, simulated, waiting_of
 from scaler.backtest.matrix import Plan, Runs, code_digest, key_of, run_matrix
 from scaler.backtest.traces import SHIPPED, TraceInvalid, load_trace, read_trace
 from scaler.cli import build_app
+from scaler.errors import PilotlightError
 from scaler.simulator.arrivals import Arrival
 from scaler.simulator.baselines import THRESHOLDS, KedaConfig, clairvoyant_bound, keda_grid
 
@@ -217,8 +218,78 @@ def test_the_verb_prints_json_and_writes_its_files(trace_file: Path, tmp_path: P
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)
     assert [row["policy"] for row in rows] == ["slo", "keda"]
-    assert (tmp_path / "out/replicas.png").exists()
+    for name in ("replicas", "waits", "frontier"):
+        assert (tmp_path / f"out/{name}.png").stat().st_size > 5_000
     assert (tmp_path / "out/runs.csv").read_text().startswith("trace,policy")
+
+
+def test_what_waits_is_known_between_changes_of_the_replicas() -> None:
+    trace = [Arrival(0.0, 1.0), Arrival(10.0, 1.0), Arrival(20.0, 1.0), Arrival(400.0, 1.0)]
+    spans = list(waiting_of(trace, [0.0, 50.0, 60.0, 0.0]))
+    assert len(spans) == MOST_POINTS
+    assert [span[1] for span in spans[:-1]] == [span[0] for span in spans[1:]]
+    seen = {at: next(most for begin, end, most in spans if begin <= at < end) for at in (5.0, 15.0, 40.0, 70.0, 90.0)}
+    assert seen == {5.0: 0, 15.0: 1, 40.0: 2, 70.0: 1, 90.0: 0}
+
+
+@pytest.mark.parametrize("scaler", ["slo", "keda", "fixed"])
+def test_what_is_kept_for_plots_changes_no_figure(trace_file: Path, scaler: str) -> None:
+    case = Case(trace=str(trace_file), cold_start_seconds=30.0, scaler=scaler, wait_seconds=60.0, replicas=2)
+    plain, watched = simulated(case), simulated(replace(case, keep_timeline=True))
+    assert as_plain(plain) == as_plain(watched)
+    assert not plain.waiting
+    assert watched.wait_quantiles_seconds[-1] == pytest.approx(max(watched.wait_quantiles_seconds))
+    assert len(watched.wait_quantiles_seconds) == 401
+
+
+def short_trace(tmp_path: Path, text: str = "t_s,service_s\n0,5\n30,5\n") -> str:
+    path = tmp_path / "short.csv"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_where_nothing_is_scored_no_share_is_given_and_a_warning_says_why(tmp_path: Path) -> None:
+    words = ["backtest", "--trace", short_trace(tmp_path), "--policy", "keda", "--json"]
+    done = CliRunner().invoke(build_app(), words)
+    (row,) = json.loads(done.stdout)
+    assert (row["requests"], row["share_in_time"], row["wait_p95_seconds"]) == (0, None, None)
+    assert "no request is scored" in done.stderr
+    assert "--score-from 0" in done.stderr
+    assert "2 of 2 requests" in done.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--job-strategy", "default"]], ids=["ScaledObject", "ScaledJob"])
+def test_scoring_may_begin_with_the_first_request(tmp_path: Path, more: list[str]) -> None:
+    words = ["backtest", "--trace", short_trace(tmp_path), "--policy", "keda", "--json", "--score-from", "0"]
+    done = CliRunner().invoke(build_app(), [*words, *more])
+    (row,) = json.loads(done.stdout)
+    assert row["requests"] == 2
+    assert row["share_in_time"] is not None
+    assert row["gpu_seconds"] > 0
+    assert "scored" not in done.stderr
+
+
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
+    assert len(read_trace(Path(short_trace(tmp_path, "\ufefft_s,service_s\n0,5\n")))) == 1
+
+
+def test_a_trace_that_is_cut_short_says_so(trace_file: Path) -> None:
+    trace_file.write_bytes(trace_file.read_bytes()[:-10])
+    with pytest.raises(TraceInvalid, match="cut short"):
+        read_trace(trace_file)
+
+
+def test_fixed_runs_with_so_many_replicas(trace_file: Path) -> None:
+    words = ["backtest", "--trace", str(trace_file), "--policy", "fixed", "--replicas", "3", "--json"]
+    (row,) = json.loads(CliRunner().invoke(build_app(), words).stdout)
+    assert row["starts"] == 0
+
+
+def test_a_folder_that_is_a_file_is_told_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    done = CliRunner().invoke(build_app(), ["backtest", "--trace", "flash", "--out", str(tmp_path / "taken")])
+    assert isinstance(done.exception, PilotlightError)
+    assert "taken can't be written" in str(done.exception)
 
 
 @pytest.mark.parametrize(
@@ -226,11 +297,23 @@ def test_the_verb_prints_json_and_writes_its_files(trace_file: Path, tmp_path: P
     [
         (["--policy", "slo"], "--trace is required"),
         (["--trace", "bursts", "--slo", "soon"], "WAIT_SECONDS:SHARE"),
-        (["--trace", "documents", "--policy", "magic"], "unknown"),
+        (["--trace", "flash", "--policy", "magic"], "unknown"),
+        (["--trace", "flash", "--policy", "keda-tuned"], "unknown"),
+        (["--trace", "flash", "--policy", "fixed"], "--replicas"),
+        (["--trace", "flash", "--threshold", "0"], "--threshold is 0"),
+        (["--trace", "flash", "--threshold", "-1"], "--threshold is -1"),
+        (["--trace", "flash", "--steps", "3:1,2:2"], '--steps is "3:1,2:2"'),
+        (["--trace", "flash", "--cold-start", "-5"], "--cold-start is -5"),
+        (["--trace", "flash", "--cold-start", "nan"], "--cold-start is nan"),
+        (["--trace", "poisson", "--service", "0"], "--service is 0"),
+        (["--trace", "poisson", "--days", "inf"], "--days is inf"),
+        (["--trace", "flash", "--gpu-cost", "nan"], "--gpu-cost is nan"),
+        (["--trace", "flash", "--gpu-cost", "-2"], "--gpu-cost is -2"),
+        (["--trace", "flash", "--workload", "a/b"], "--workload and --source go with --recorded"),
     ],
-    ids=["no trace", "no promise", "no policy"],
+    ids=lambda one: " ".join(one[-2:]) if isinstance(one, list) else "",
 )
 def test_the_verb_says_what_is_wrong(words: list[str], said: str) -> None:
     done = CliRunner().invoke(build_app(), ["backtest", *words])
-    assert done.exit_code != 0
+    assert isinstance(done.exception, PilotlightError)
     assert said in str(done.exception)
