@@ -23,7 +23,7 @@ from random import Random
 from typing import Any, Final, NamedTuple, Protocol
 
 from scaler.core import rails, warm_pool
-from scaler.core.decide import Memory, Policy, decide
+from scaler.core.decide import Believing, Memory, Policy, decide
 from scaler.core.estimate import Estimates
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.errors import (
@@ -539,7 +539,8 @@ class Evaluator:
             workload.restored = True
             workload.good_until = last.at_seconds + goals.hold_seconds
         if last is not None or state is not None:
-            workload.memory = Memory(state=trigger.policy.start() if state is None else state, last=last)
+            sample = None if found is None or last is None else found.sample
+            workload.memory = Memory(state=trigger.policy.start() if state is None else state, last=last, sample=sample)
         if cautious:
             workload.blank_until = now + blank_seconds
             if last is not None and last.active and now - last.at_seconds <= blank_seconds:
@@ -728,9 +729,14 @@ class Evaluator:
         if known is None or last is None:
             return None
         now = self._clock()
+        trigger, memory = workload.trigger, workload.memory
         view = workload.scaled_object.view_at(now)
-        ready = last.desired_replicas if view is None else view.ready
-        workload.warm = warm_pool.warm_hint(known, workload.trigger.goals, ready=ready, now_seconds=now)
+        if view is None and memory.sample is not None and isinstance(trigger.policy, Believing):
+            view = trigger.policy.believed(memory.state, last, memory.sample, trigger.goals, now_seconds=now)
+        ready, starting = (last.desired_replicas, ()) if view is None else (view.ready, view.starting_at_seconds)
+        workload.warm = warm_pool.warm_hint(
+            known, trigger.goals, ready=ready, starting_at_seconds=starting, now_seconds=now
+        )
         return workload.warm
 
     @property

@@ -78,10 +78,14 @@ class Durable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """What a workload was when the process last ran. `state` None: the policy's state did not survive."""
+    """What a workload was when the process last ran.
+
+    `state` None: the policy's state did not survive. `sample` is the last reading, as far as it was recorded.
+    """
 
     decision: Decision
     state: Any
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +181,7 @@ class StateFile:
         row = self._found.pop(key, None)
         if row is None:
             return None
-        at, active, metric_value, target_value, desired, learned = row
+        at, active, metric_value, target_value, desired, learned, read_at, read_value, *parts = row
         now, shift_seconds = self._clock(), self._clock() - self._wall()
         state = None
         if learned is not None and isinstance(policy, Durable):
@@ -194,7 +198,21 @@ class StateFile:
             held=True,
             steps=(Step(name="restart", before=None, after=desired, reason="decided before the service restarted"),),
         )
-        return Restored(decision=decision, state=state)
+        sample = None
+        if read_at is not None:
+            waiting, in_flight, arrived_total, completed_total, oldest_age_seconds = parts
+            sample = Sample(
+                at_seconds=min(read_at + shift_seconds, now),
+                metric_value=read_value,
+                active=read_value > 0,
+                waiting=waiting,
+                in_flight=in_flight,
+                arrived_total=arrived_total,
+                completed_total=completed_total,
+                oldest_age_seconds=oldest_age_seconds,
+                approximate=True,  # it is not known whether it was exact
+            )
+        return Restored(decision=decision, state=state, sample=sample)
 
     def keep(
         self,
@@ -445,8 +463,12 @@ class StateFile:
                 raise _Damaged(verdict)
             cutoff = self._wall() - 86_400.0 * self._settings.max_age_days
             for namespace, name, source, policy, *row in connection.execute(
-                "SELECT namespace, name, source, policy, at, active, metric_value, target_value, desired, learned "
-                "FROM last JOIN workload ON workload.id = last.workload WHERE at > ? ORDER BY at DESC LIMIT ?",
+                "SELECT namespace, name, source, policy, last.at, last.active, last.metric_value, target_value, "
+                "last.desired, learned, seen.at, seen.metric_value, waiting, in_flight, arrived_total, "
+                "completed_total, oldest_age FROM last JOIN workload ON workload.id = last.workload "
+                "LEFT JOIN observation seen ON seen.id = "
+                "(SELECT max(id) FROM observation WHERE observation.workload = last.workload) "
+                "WHERE last.at > ? ORDER BY last.at DESC LIMIT ?",
                 (cutoff, _RESTORED_KEPT),
             ):
                 self._found[namespace, name, source, policy] = tuple(row)

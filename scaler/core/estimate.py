@@ -218,7 +218,7 @@ def updated(
         if sample.in_flight is not None or sample.completed_total is not None:
             cold_starts_seconds = (max(now_seconds - waking_since - 0.5 * elapsed_seconds, 0.1),)
         waking_since = None
-    elif waking and waking_since is None:
+    elif waking and waking_since is None and in_flight == 0:
         waking_since = now_seconds
     elif not waking:
         waking_since = None

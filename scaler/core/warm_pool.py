@@ -16,11 +16,13 @@ higher of the rate now and the hour-of-day profile's for now and for one lead ti
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from scaler.core.estimate import Estimates
 from scaler.core.model import Goals, Step
+from scaler.core.replicas import remaining_seconds
 
 _HOUR_SECONDS = 3_600.0
 # Above this many expected requests the sum of the distribution is its normal approximation: the error of the
@@ -55,8 +57,13 @@ class WarmHint:
         return self.step.text()
 
 
-def warm_hint(known: Estimates, goals: Goals, *, ready: int, now_seconds: float) -> WarmHint:
-    """The warm pool beyond `ready` replicas (those that the demand keeps) as known at `now_seconds`."""
+def warm_hint(
+    known: Estimates, goals: Goals, *, ready: int, starting_at_seconds: Sequence[float] = (), now_seconds: float
+) -> WarmHint:
+    """The warm pool beyond the replicas that the demand keeps, as known at `now_seconds`.
+
+    Those are `ready` that serve, and those that were created at `starting_at_seconds` and don't yet.
+    """
     service_seconds = known.service_seconds(goals)
     mean_seconds, deviation_seconds = known.cold_start(goals)
     lead_seconds = mean_seconds + deviation_seconds
@@ -64,6 +71,10 @@ def warm_hint(known: Estimates, goals: Goals, *, ready: int, now_seconds: float)
     begun_by_one = goals.concurrency * (1.0 + (lead_seconds + wait_seconds) / service_seconds)
     free = max(ready * goals.concurrency - known.in_flight, 0.0)
     capacity = free + (begun_by_one - goals.concurrency) * ready
+    for at_seconds in starting_at_seconds:
+        left_seconds = remaining_seconds(now_seconds - at_seconds, mean_seconds, lead_seconds)
+        capacity += goals.concurrency * (1.0 + max(lead_seconds + wait_seconds - left_seconds, 0.0) / service_seconds)
+    there = ready + len(starting_at_seconds)
     expected = _rate(known, now_seconds, lead_seconds) * lead_seconds
     price = service_seconds * goals.attainment / (1.0 - goals.attainment)
     averted = min(max(known.crowd, 1.0), begun_by_one)
@@ -71,17 +82,17 @@ def warm_hint(known: Estimates, goals: Goals, *, ready: int, now_seconds: float)
     demand = demand_quantile(expected, known.dispersion, quantile)
     lacking = known.waiting + demand - capacity
     replicas = max(math.ceil(lacking / begun_by_one - 1e-9), 0) if demand > 0 else 0
-    replicas = min(replicas, max(goals.max_replicas - ready, 0))
+    replicas = min(replicas, max(goals.max_replicas - there, 0))
     reason = (
         "{:.2f} requests expected within a lead time of {:.0f} s, at most {:.0f} with a chance of {:.1%}; "
-        "{} ready replicas begin {:.0f} in time"
+        "{} that serve and {} that start begin {:.0f} in time"
     )
     step = Step(
         name="warm pool",
-        before=ready,
-        after=ready + replicas,
+        before=there,
+        after=there + replicas,
         reason=reason,
-        numbers=(expected, lead_seconds, demand, quantile, ready, capacity),
+        numbers=(expected, lead_seconds, demand, quantile, ready, len(starting_at_seconds), capacity),
     )
     return WarmHint(
         replicas=replicas,

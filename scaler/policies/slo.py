@@ -26,18 +26,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from scaler.core.decide import Proposal, Situation
 from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, updated
 from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use, reloaded
-from scaler.core.model import Goals, ReplicaView, Sample, Step
+from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import remaining_seconds
 from scaler.core.warm_pool import warm_hint
 
 HPA_WAIT_SECONDS = 7.5  # half a sync of 15 s: how long the HPA takes to see an answer, on average
+KEDA_COOLDOWN_SECONDS = 300.0  # what is let go may stay for so long unless cooldownSeconds tells (the HPA's 300, too)
 HPA_SPREAD_SECONDS = 4.3  # ... and its standard deviation
 BUDGET_FIRST = 3.0  # misses over the budget that make the price e times as high
 BUDGET_SHARE = 0.2  # ... or this share of what a day's requests may miss, where that is more
@@ -59,6 +60,8 @@ class SloState:
     estimates: Estimates = NOTHING_KNOWN
     holds: Holds = NOTHING_HELD
     asked_at_seconds: tuple[float, ...] = ()
+    unsure_until_seconds: float | None = None  # what is asked for before may be there still: no cold start is learned
+    woken: bool = False  # from zero, none was there, and nothing is picked up yet
 
 
 class Slo:
@@ -85,37 +88,53 @@ class Slo:
             "estimates": dumped(state.estimates),
             "holds": asdict(state.holds),
             "asked_at_seconds": state.asked_at_seconds,
+            "unsure_until_seconds": state.unsure_until_seconds,
+            "woken": state.woken,
         }
 
     def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> SloState:
         """From `dump`; `shift_seconds` is added to every moment, where the clock started anew."""
+        unsure_until_seconds = values.get("unsure_until_seconds")
         return SloState(
             loaded(values["estimates"], shift_seconds=shift_seconds),
             reloaded(values["holds"], shift_seconds),
             tuple(at_seconds + shift_seconds for at_seconds in values["asked_at_seconds"]),
+            None if unsure_until_seconds is None else unsure_until_seconds + shift_seconds,
+            bool(values.get("woken")),
         )
+
+    def believed(
+        self, state: SloState, last: Decision, sample: Sample, goals: Goals, *, now_seconds: float
+    ) -> ReplicaView:
+        """What the last decision has led to by now, where nobody sees replicas."""
+        known = state.estimates
+        whole = replace(  # of all triggers that are sized together
+            sample,
+            waiting=None if sample.waiting is None else known.waiting,
+            in_flight=None if sample.in_flight is None else known.in_flight,
+        )
+        start = _starting(known, goals)
+        return _believed(state, last.desired_replicas, whole, start=start, now_seconds=now_seconds)[0]
 
     def propose(self, situation: Situation, state: SloState) -> Proposal[SloState]:
         """What deadlines need, and what is worth keeping."""
         now_seconds, goals, sample = situation.now_seconds, situation.goals, situation.sample
         last, view, before = situation.last, situation.view, state.estimates
-        asked = 0 if last is None else last.desired_replicas
+        asked = _there_at_first(sample, goals) if last is None else last.desired_replicas
         # Slow quantities are taken from before this sample: more waiting must never look like less to do.
         start = _starting(before, goals)
         price = _price(before, goals, start, now_seconds)
         asked_at_seconds = state.asked_at_seconds
         blind = view is None
         if view is None:
-            view, asked_at_seconds = _believed(
-                asked_at_seconds, asked, before, sample, start=start, now_seconds=now_seconds
-            )
+            view, asked_at_seconds = _believed(state, asked, sample, start=start, now_seconds=now_seconds)
         known = updated(
             before,
             sample,
             goals,
             ready=view.ready,
             cold_starts_seconds=view.cold_starts_seconds,
-            waking=blind and asked > 0 and (view.ready == 0 or before.waking_since_seconds is not None),
+            waking=blind and asked > 0 and state.woken and (view.ready == 0 or before.waking_since_seconds is not None),
             least_debt=price.least_debt,
             now_seconds=now_seconds,
         )
@@ -160,9 +179,21 @@ class Slo:
                 ),
             ),
         )
+        unsure_until_seconds, woken = state.unsure_until_seconds, False
+        if last is None or desired < asked or (asked == 0 and known.in_flight > 0):
+            kept_seconds = KEDA_COOLDOWN_SECONDS if goals.cooldown_seconds is None else goals.cooldown_seconds
+            unsure_until_seconds = now_seconds + kept_seconds
+        elif blind and desired > 0 and known.in_flight == 0:
+            woken = state.woken if asked > 0 else now_seconds > (unsure_until_seconds or -math.inf)
         idle = known.waiting + known.in_flight == 0.0 and not view.starting_at_seconds
         return Proposal(
-            state=SloState(known, holds, _asked(asked_at_seconds, asked, desired, start, now_seconds) if blind else ()),
+            state=SloState(
+                known,
+                holds,
+                _asked(asked_at_seconds, asked, desired, start, now_seconds) if blind else (),
+                unsure_until_seconds,
+                woken,
+            ),
             active=desired > 0,
             metric_value=float(desired),
             target_value=1.0,
@@ -352,34 +383,32 @@ def _serving_in(view: ReplicaView, start: _Start, now_seconds: float) -> list[tu
 
 
 def _believed(
-    asked_at_seconds: tuple[float, ...],
-    asked: int,
-    before: Estimates,
-    sample: Sample,
-    *,
-    start: _Start,
-    now_seconds: float,
+    state: SloState, asked: int, sample: Sample, *, start: _Start, now_seconds: float
 ) -> tuple[ReplicaView, tuple[float, ...]]:
     """(replicas as they should be, when those were asked for that don't serve yet), where nobody sees them.
 
     What was asked for a cold start ago serves by now. While something waits every replica that serves is busy:
-    then they are seen in what is in flight, and one more that is busy tells how long its cold start took.
+    then they are seen in what is in flight, and one more that is busy than were thought to serve tells how long its
+    cold start took, unless it may have been there when it was asked for.
     """
+    before, asked_at_seconds = state.estimates, state.asked_at_seconds
+    unsure_until_seconds = state.unsure_until_seconds or -math.inf
     cold_starts: tuple[float, ...] = ()
+    busy = 0 if sample.in_flight is None else min(math.ceil(sample.in_flight / start.slots - 1e-9), asked)
+    more = max(busy - (asked - len(asked_at_seconds)), 0)
+    came, asked_at_seconds = asked_at_seconds[:more], asked_at_seconds[more:]
     if sample.waiting and sample.in_flight is not None:
-        ready = min(math.ceil(sample.in_flight / start.slots - 1e-9), asked)
+        ready = busy
         if before.waiting > 0:
-            more = max(ready - math.ceil(before.in_flight / start.slots - 1e-9), 0)
-            came, asked_at_seconds = asked_at_seconds[:more], asked_at_seconds[more:]
-            cold_starts = tuple([max(now_seconds - at - 0.5 * before.interval_seconds, 1.0) for at in came])
-        starting = asked_at_seconds[max(len(asked_at_seconds) - (asked - ready), 0) :]
+            late_seconds = 0.5 * before.interval_seconds
+            cold_starts = tuple([max(now_seconds - at - late_seconds, 1.0) for at in came if at > unsure_until_seconds])
+        starting = asked_at_seconds
         unaccounted = asked - ready - len(starting)
         if unaccounted > 0:
             starting = (*[now_seconds - start.lead_seconds] * unaccounted, *starting)
     else:
         serving_after_seconds = start.lead_seconds + HPA_WAIT_SECONDS + 0.5 * start.deviation_seconds
         starting = tuple([at for at in asked_at_seconds if now_seconds - at < serving_after_seconds])
-        starting = starting[max(len(starting) - asked, 0) :]
         ready = asked - len(starting)
     view = ReplicaView(
         at_seconds=now_seconds, ready=ready, starting_at_seconds=starting, cold_starts_seconds=cold_starts
@@ -391,11 +420,17 @@ def _asked(
     asked_at_seconds: tuple[float, ...], asked: int, desired: int, start: _Start, now_seconds: float
 ) -> tuple[float, ...]:
     kept = [at for at in asked_at_seconds if now_seconds - at < 5 * start.lead_seconds]
+    del kept[asked:]  # asked for by the policy, but not by the answer: it was not confirmed, or bounded
     if desired > asked:
         kept.extend([now_seconds] * (desired - asked))
     elif desired < asked:
         del kept[max(len(kept) - (asked - desired), 0) :]  # the newest go first, as the ReplicaSet takes them
     return tuple(kept)
+
+
+def _there_at_first(sample: Sample, goals: Goals) -> int:
+    """The replicas that the very first reading shows at work: somebody else asked for them, and nobody knows when."""
+    return min(math.ceil((sample.in_flight or 0.0) / goals.concurrency - 1e-9), goals.max_replicas)
 
 
 POLICY = Slo()

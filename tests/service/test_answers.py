@@ -148,6 +148,24 @@ def test_a_trigger_that_cannot_be_read_keeps_its_share_in_the_sum() -> None:
     assert after.desired_replicas >= before.desired_replicas
 
 
+def test_a_sibling_that_cannot_be_read_after_a_restart_keeps_its_share_in_the_sum(tmp_path: Path) -> None:
+    before = Bench(tmp_path, wall=1_000_000.0)
+    assert before.state is not None
+    orders, mails = before.workload("orders", **SLO), before.workload("mails", **SLO)
+    for _ in range(3):
+        before.read(mails, 30.0)
+        wanted = before.read(orders, 2.0)
+    before.state.close()
+    after = Bench(tmp_path, wall=1_000_002.0)
+    assert after.state is not None
+    orders, mails = after.workload("orders", **SLO), after.workload("mails", **SLO)
+    after.evaluator.on_outcome(mails, SourceTimeout("away"), after.clock.now)
+    decision = after.read(orders, 2.0)
+    after.state.close()
+    assert "32 wait" in next(step for step in decision.steps if step.name == "need").text()
+    assert decision.desired_replicas >= wanted.desired_replicas
+
+
 def queue(bench: Bench, name: str, **more: str) -> Workload:
     metadata = {"source": "sqs", "queueURL": name, "awsRegion": "eu-central-1", **KEYS, **SLO, **more}
     return bench.evaluator.admit(name.encode(), "team-a", "llama", metadata)
@@ -312,6 +330,30 @@ def test_a_warm_pool_answers_the_hint_of_the_first_and_is_active_exactly_when_it
         assert answer.active == (hint.replicas >= 1)
         seen.add(answer.active)
     assert seen == {False, True}
+
+
+def test_what_was_just_asked_for_is_not_told_as_ready() -> None:
+    bench = Bench()
+    workload = queue(bench, "jobs", coldStartSeconds="60")
+    for visible in (0, 40, 40):
+        decision = read_queue(bench, workload, visible)
+    assert decision.desired_replicas > 1
+    hint = bench.evaluator.hint(workload)
+    assert hint is not None
+    assert f" 0 that serve and {decision.desired_replicas} that start begin" in hint.reason
+    read_queue(bench, workload, 40, decision.desired_replicas, after=60.0)
+    hint = bench.evaluator.hint(workload)
+    assert hint is not None
+    assert f" {decision.desired_replicas} that serve and " in hint.reason
+
+
+def test_a_dry_run_over_replicas_that_serve_already_learns_no_cold_start() -> None:
+    bench = Bench()
+    workload = queue(bench, "jobs", dryRun="true", coldStartSeconds="120")
+    for visible, in_flight in [(4, 5)] * 5 + [(0, 5)] * 10 + [(0, 0)] * 200 + [(1, 0), (1, 0), (0, 1), (0, 1)]:
+        read_queue(bench, workload, visible, in_flight)
+    assert workload.estimates is not None
+    assert workload.estimates.cold_starts == 0  # also not where KEDA's cooldown may have kept the last replica
 
 
 def test_a_pool_for_a_workload_that_nobody_knows_has_no_number() -> None:
