@@ -137,10 +137,32 @@ def run(case: Case) -> Result:
 
 
 def simulated(case: Case) -> Result:
-    """One simulation of whatever the case is about. Raises PilotlightError for a scaler or strategy nobody knows."""
+    """One simulation of whatever the case is about. Raises PilotlightError for a scaler or strategy nobody knows.
+
+    A policy whose constant was varied may fail on that: then the run is `stopped` and cost nothing.
+    """
     if case.job_strategy is not None:
         return run_jobs(case)
-    return run(case) if case.score_from_seconds is None and not case.keep_timeline else run_watched(case)
+    if case.score_from_seconds is not None or case.keep_timeline:
+        return run_watched(case)
+    if case.varied is None:
+        return run(case)
+    try:
+        return run(case)
+    except (ArithmeticError, ValueError, LookupError):
+        return Result(
+            requests=0,
+            gpu_seconds=0.0,
+            busy_seconds=0.0,
+            starts=0,
+            reversals=0,
+            waits_seconds={},
+            shares={},
+            blocks=(),
+            end_at_seconds=0.0,
+            looks=0,
+            stopped=True,
+        )
 
 
 def scored_from_seconds(case: Case) -> float:

@@ -116,12 +116,13 @@ class Variant:
     """One constant times a factor, against the policy as it is.
 
     `cells`: of each (cost and starts over those of the policy as it is, share in time less the promise of the policy
-    as it is, and of the variant).
+    as it is, and of the variant). `failed`: in how many cells the policy can't decide with it.
     """
 
     constant: str
     factor: float
     cells: tuple[tuple[float, float, float, float], ...]
+    failed: int = 0
 
 
 class Runs:
@@ -206,10 +207,12 @@ class Matrix:
         found = []
         for constant in constants() if self.plan.varied_traces else ():
             for factor in FACTORS:
-                cells = []
+                cells, failed = [], 0
                 for case in self._varied_base():
                     base, other = self.runs.known(case), self.runs.known(_varied(case, constant, factor))
-                    if base is not None and other is not None:
+                    if base is not None and other is not None and other.stopped:
+                        failed += 1
+                    elif base is not None and other is not None:
                         wait = f"{case.wait_seconds:g}"
                         cells.append(
                             (
@@ -219,8 +222,8 @@ class Matrix:
                                 other.shares[wait] - case.attainment,
                             )
                         )
-                if cells:
-                    found.append(Variant(constant=constant, factor=factor, cells=tuple(cells)))
+                if cells or failed:
+                    found.append(Variant(constant=constant, factor=factor, cells=tuple(cells), failed=failed))
         return found
 
     # --- what is run ---

@@ -325,6 +325,7 @@ def rows_of_variants(variants: Sequence[Variant]) -> list[Row]:
             "constant": variant.constant,
             "factor": variant.factor,
             "cells": len(variant.cells),
+            "failed": variant.failed,
             "cost": round(geometric_mean([one[0] for one in variant.cells]), 4),
             "starts": round(geometric_mean([max(one[1], 1e-3) for one in variant.cells]), 4),
             "kept_before": sum(one[2] >= -TOLERANCE for one in variant.cells),
@@ -340,8 +341,10 @@ def _sensitivity(varied: Sequence[Row], plan: Plan) -> list[str]:
     if not varied:
         return ["## Sensitivity", "", "**Missing:** no constant was varied.", ""]
     seconds = plan.cold_starts_seconds[len(plan.cold_starts_seconds) // 2]
-    most = max(row["cells"] for row in varied)
-    few = [row for row in varied if row["cells"] < most]
+    whole = max(varied, key=lambda row: row["cells"])
+    most = whole["cells"]
+    few = [row for row in varied if row["cells"] + row["failed"] < most]
+    failed = [row for row in varied if row["failed"]]
     left = ", ".join(f"`{name}`, {why}" for name, why in NOT_VARIED.items())
     lines = [
         "## Sensitivity",
@@ -353,12 +356,15 @@ def _sensitivity(varied: Sequence[Row], plan: Plan) -> list[str]:
             f"cold start {seconds:g} s, three waits, attainments "
             f"{' and '.join(f'{share:g}' for share in plan.varied_attainments)}, one seed. Cost and starts: the "
             "geometric mean against the policy as it is. Short: how far below the promise, in points, on average "
-            f"({varied[0]['short_points_before']:.2f} as it is; kept in {varied[0]['kept_before']} cells)."
+            f"({whole['short_points_before']:.2f} as it is; kept in {whole['kept_before']} cells)."
         ),
         "",
     ]
     if few:
         lines += [f"**Missing:** {len(few)} of {len(varied)} lines are over fewer cells.", ""]
+    if failed:
+        names = ", ".join(f"`{row['constant'].rpartition(':')[2]}` times {row['factor']:g}" for row in failed)
+        lines += [*_wrapped(f"With {names} the policy can't decide in some cells, which are left out."), ""]
     lines += ["| constant | times | cost | starts | kept | short, points |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {row['constant'].removeprefix('scaler.').replace(':', ' ')} | {row['factor']:g} | {row['cost']:.3f} "

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from statistics import StatisticsError
 
 import pytest
 
-from scaler.backtest.cases import Case, run
+from scaler.backtest import cases
+from scaler.backtest.cases import Case, run, simulated
+from scaler.backtest.matrix import Plan, Variant
+from scaler.backtest.page import _sensitivity, rows_of_variants
 from scaler.backtest.sensitivity import FACTORS, constants, modules, varied_policy
 from scaler.core import holds
+from scaler.core.decide import Proposal, Situation
 from scaler.policies import slo
 
 
@@ -35,6 +41,21 @@ def test_the_policy_still_serves_everybody_with_any_constant_halved_or_doubled(c
     )
     result = run(case)
     assert result.gpu_seconds >= result.busy_seconds
+
+
+def test_a_variant_that_can_not_decide_is_told_from_one_that_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(slo.Slo):
+        def propose(self, situation: Situation, state: slo.SloState) -> Proposal[slo.SloState]:
+            raise StatisticsError(f"{situation.now_seconds} {state}")
+
+    monkeypatch.setattr(cases, "varied_policy", lambda *_: Broken())
+    case = Case(trace="flash", cold_start_seconds=20.0, scaler="slo", wait_seconds=20.0, varied=("x", 2.0))
+    assert simulated(case).stopped
+    assert not simulated(replace(case, varied=None)).stopped
+    variant = Variant(constant="a:X", factor=2.0, cells=((1.0, 1.0, 0.0, 0.0),), failed=2)
+    assert "`X` times 2 the policy can't decide" in " ".join(
+        _sensitivity(rows_of_variants([variant]), Plan(traces=("flash",)))
+    )
 
 
 def test_a_variant_leaves_the_policy_as_it_is() -> None:
