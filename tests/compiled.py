@@ -55,7 +55,15 @@ def digest() -> str:
 
 
 def build(folder: Path) -> bool:
-    """Fill `folder`; whether anything was compiled anew. Raises CalledProcessError where that fails."""
+    """Fill `folder`; whether anything was compiled anew. Raises where that fails, and leaves nothing half done."""
+    try:
+        return _built(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _built(folder: Path) -> bool:
     known, work = folder / "digest", folder / "work"
     fresh = known.exists() and known.read_text() == digest()
     package = folder / "scaler"
@@ -96,6 +104,8 @@ def compilable(text: str) -> str:
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
+            # mypyc's protocols can't be asked for at run time; no backtest does.
+            node.decorator_list = [one for one in node.decorator_list if not _is(one, "runtime_checkable")]
             _change_class(node)
     return ast.unparse(ast.fix_missing_locations(_WithoutParameters().visit(tree)))
 
