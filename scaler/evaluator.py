@@ -638,10 +638,11 @@ class Evaluator:
         together: list[Workload] = []
         if len(workload.scaled_object.workloads) > 1 and _is_sized(workload):
             together = _sized_with(workload)
+        warm_steps: tuple[Step, ...] = ()
         try:
             sample = _sample(trigger, outcome, view, now)
             if trigger.warm_for is not None and trigger.goals.answer == "warm":
-                sample = self._warm_sample(trigger, now)
+                sample, warm_steps = self._warm_sample(trigger, now)
             if together:
                 decision, memory = _decided_together(workload, together, sample, view, now)
             else:
@@ -659,6 +660,9 @@ class Evaluator:
             return
         if decision is None:
             return
+        if warm_steps:
+            decision = replace(decision, steps=(*warm_steps, *decision.steps))
+            memory = replace(memory, last=decision)
         if now <= workload.blank_until:
             decision, memory = _not_below_peak(workload, decision, memory, view)
         if together or workload.scaled_object.joint is not None:
@@ -709,15 +713,15 @@ class Evaluator:
             for stream in workload.streams or ():
                 stream.retract()
 
-    def _warm_sample(self, trigger: Trigger, now: float) -> Sample:
-        """The size of the pool as a sample. Raises SourceNoData where the ScaledObject it is for is not known."""
+    def _warm_sample(self, trigger: Trigger, now: float) -> tuple[Sample, tuple[Step, ...]]:
+        """The size of the pool as a sample, and why. Raises SourceNoData where the ScaledObject isn't known."""
         name = trigger.warm_for or ""
         for other in self.of(trigger.namespace, name):
             hint = self.hint(other)
             if hint is not None:
                 raw = {"expected_demand": hint.expected_demand, "lead_time_seconds": hint.lead_time_seconds}
                 value = float(hint.replicas)
-                return Sample(at_seconds=now, metric_value=value, active=hint.replicas >= 1, raw=raw)
+                return Sample(at_seconds=now, metric_value=value, active=hint.replicas >= 1, raw=raw), (hint.step,)
         raise SourceNoData(
             f"warmFor {quoted(name)}: no ScaledObject of namespace {quoted(trigger.namespace)} with that name and "
             "policy slo has been read yet; its trigger must point at this scaler"

@@ -20,6 +20,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Protocol, runtime_checkable
 
@@ -60,6 +61,10 @@ _BUSY_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
 _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _MEBIBYTE = 1024 * 1024
+# Damaged files that are kept, the newest of them: the folder stays bounded.
+_SET_ASIDE_KEPT = 3
+# Observations written in one transaction: the log can't be cut within one.
+_ROWS_AT_ONCE = 2_000
 
 Key = tuple[str, str, str, str]
 """(namespace, name, source identity, policy): what is learned is kept under it."""
@@ -145,6 +150,7 @@ class StateFile:
         # Of the thread.
         self._connection: sqlite3.Connection | None = None
         self._held: IO[bytes] | None = None
+        self._files: list[tuple[Path, os.stat_result]] = []  # that the connection has open
         self._ids: dict[Key, int] = {}
         self._written: dict[Key, tuple[float, float, tuple[Any, ...]]] = {}  # (written at, seen at, what)
         self._dumped: dict[Key, float] = {}
@@ -278,9 +284,11 @@ class StateFile:
             rows, self._rows = self._rows, []
         try:
             connection = self._open()
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                with connection:
+                    for key, row in rows[start : start + _ROWS_AT_ONCE]:
+                        self._insert(connection, key, row)
             with connection:
-                for key, row in rows:
-                    self._insert(connection, key, row)
                 for key, newest in lasts.items():
                     self._upsert(connection, key, newest, last=last)
             self._prune_in -= 1
@@ -311,14 +319,19 @@ class StateFile:
 
     def _hold(self) -> bool:
         """Whether this process alone writes the file. The system lets go of the lock when a process dies."""
+        lock = self.path.with_suffix(".lock")
         if self._held is not None:
-            return True
+            if _same(lock, os.fstat(self._held.fileno())):
+                return True
+            self._held.close()  # somebody deleted it: another process would not see that we write
+            self._held = None
         try:
             import fcntl  # noqa: PLC0415 - not made for every platform
         except ImportError:  # pragma: no cover - Windows, where one process is the rule
             return True
         try:
-            file = self.path.with_suffix(".lock").open("ab")
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = lock.open("ab")
         except OSError as err:
             if not self._failing:
                 self._failing = True
@@ -336,15 +349,34 @@ class StateFile:
         return True
 
     def _open(self) -> sqlite3.Connection:
+        if self._connection is not None and not all(_same(path, was) for path, was in self._files):
+            self._log.error(
+                "state_file_gone",
+                file=self.path.name,
+                hint="the state file was deleted or replaced while the service ran; it is opened anew",
+            )
+            self._forget()
         if self._connection is None:
             connection = _connected(self.path)
             try:
                 _prepare(connection)
+                connection.execute(f"PRAGMA journal_size_limit={self._log_bytes}")
+                connection.execute(f"PRAGMA wal_autocheckpoint={self._log_bytes // 2 // 4096}")
+                self._files = [(path, path.stat()) for path in (self.path, self._log_path) if path.exists()]
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
         return self._connection
+
+    @property
+    def _log_path(self) -> Path:
+        return Path(f"{self.path}-wal")
+
+    @property
+    def _log_bytes(self) -> int:
+        """What the write-ahead log may hold of `maxMegabytes`."""
+        return min(self._settings.max_megabytes * _MEBIBYTE // 8, 8 * _MEBIBYTE)
 
     def _forget(self) -> None:
         """After a failure: what was thought to be in the file may not be."""
@@ -442,7 +474,7 @@ class StateFile:
                 > 0
             ):
                 self._ids.clear()
-            if _bytes_used(connection) > self._settings.max_megabytes * _MEBIBYTE:
+            if _bytes_used(connection) > self._settings.max_megabytes * _MEBIBYTE - self._log_bytes:
                 connection.execute(
                     "DELETE FROM observation WHERE id IN (SELECT id FROM observation ORDER BY id LIMIT ?)",
                     (_PRUNED_AT_ONCE,),
@@ -450,6 +482,8 @@ class StateFile:
                 self._prune_in = 0  # and again at the next commit, until it fits
         # A script, since `execute` stops after one page.
         connection.executescript("PRAGMA incremental_vacuum(2000);")
+        if self._log_path.stat().st_size > self._log_bytes:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     # --- the file itself ---
 
@@ -481,12 +515,15 @@ class StateFile:
             return False
         if not self._hold():
             return False
-        aside = self.path.with_suffix(".set-aside")  # one is kept: the folder stays bounded
+        aside = self.path.with_suffix(".set-aside")
+        names = [self.path, aside, *(Path(f"{aside}-{number}") for number in range(1, _SET_ASIDE_KEPT))]
         try:
-            for ending in ("", "-wal", "-shm"):
-                part = Path(f"{self.path}{ending}")
-                if part.exists():
-                    part.replace(f"{aside}{ending}")
+            for newer, older in reversed(tuple(pairwise(names))):
+                for ending in ("", "-wal", "-shm"):
+                    Path(f"{older}{ending}").unlink(missing_ok=True)
+                    part = Path(f"{newer}{ending}")
+                    if part.exists():
+                        part.replace(f"{older}{ending}")
         except OSError as moving:
             self._tell("state_not_set_aside", moving)
             return False
@@ -526,11 +563,19 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute(f"PRAGMA journal_size_limit={8 * _MEBIBYTE}")
     if not tables:
         connection.executescript(
             f"BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_VERSION}; COMMIT;"
         )
+
+
+def _same(path: Path, was: os.stat_result) -> bool:
+    """Whether the file at `path` is still the one that was opened."""
+    try:
+        now = path.stat()
+    except OSError:
+        return False
+    return (now.st_dev, now.st_ino) == (was.st_dev, was.st_ino)
 
 
 def _bytes_used(connection: sqlite3.Connection) -> int:

@@ -251,6 +251,10 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
         values.problems[:] = [problem for problem in values.problems if not _connections_own(problem, by_name, raw)]
     policy_name, policy = _policy(values)
     dry_run = policies().get("slo") if values.flag("dryRun") else None
+    if goals.warm != "off" and policy is not None and policy_name != "slo" and dry_run is None:
+        values.problem("warm", "only policy slo keeps replicas warm: give waitSeconds, or remove it", value=goals.warm)
+    if goals.answer == "warm" and values.text("warmFor") == name:
+        values.problem("warmFor", "expected another ScaledObject: a pool is not its own demand", value=name)
     if policy is not None:
         if not values.problems:
             goals = replace(goals, target_value=source.target(config))
@@ -428,6 +432,8 @@ def _goals(values: Values) -> Goals:
         values.problem("steps", "only for policy steps: add policy: steps, or remove the table", value=text)
     if values.text("answer") == "warm" and values.text("warmFor") is None:
         values.problem("warmFor", "required with answer warm: the ScaledObject whose pool this one scales")
+    if values.text("answer") != "warm" and values.text("warmFor") is not None:
+        values.problem("warmFor", "it means something with answer warm only: add that, or remove it")
     return Goals(
         target_value=1.0,
         wait_seconds=values.number("waitSeconds"),

@@ -328,6 +328,7 @@ def test_a_warm_pool_answers_the_hint_of_the_first_and_is_active_exactly_when_it
         assert hint is not None
         assert (answer.metric_value, answer.target_value) == (hint.replicas, 1.0)
         assert answer.active == (hint.replicas >= 1)
+        assert answer.steps[0].text() == hint.reason
         seen.add(answer.active)
     assert seen == {False, True}
 
@@ -354,6 +355,29 @@ def test_a_dry_run_over_replicas_that_serve_already_learns_no_cold_start() -> No
         read_queue(bench, workload, visible, in_flight)
     assert workload.estimates is not None
     assert workload.estimates.cold_starts == 0  # also not where KEDA's cooldown may have kept the last replica
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        ({"warm": "pool"}, 'warm "pool": only policy slo'),
+        ({"warm": "floor", "policy": "steps", "steps": "1:2"}, 'warm "floor": only policy slo'),
+        ({"warm": "pool", "answer": "jobs", **SLO}, 'warm "pool": only policy slo'),
+        ({"warmFor": "other", **SLO}, "warmFor: it means something with answer warm only"),
+        ({"warmFor": "llama", "answer": "warm"}, 'warmFor "llama": expected another ScaledObject'),
+    ],
+)
+def test_what_has_no_effect_on_the_warm_pool_is_refused(metadata: dict[str, str], told: str) -> None:
+    with pytest.raises(TriggerInvalid) as caught:
+        Bench().workload("orders", **metadata)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"warm": "off"}, {"warm": "pool", **SLO}, {"warm": "floor", "dryRun": "1", **SLO}]
+)
+def test_a_warm_pool_that_somebody_sizes_is_accepted(metadata: dict[str, str]) -> None:
+    assert Bench().workload("orders", **metadata).trigger.goals.warm == metadata["warm"]
 
 
 def test_a_pool_for_a_workload_that_nobody_knows_has_no_number() -> None:
