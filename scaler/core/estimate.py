@@ -11,13 +11,16 @@ change what is counted for one sample, never what was learned before.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from scaler.core.model import Goals, Sample
 from scaler.core.window import NOTHING, Smoothed
 
+_arrival = itemgetter(1)  # of a batch
 HOURS = 24
 _HOUR_SECONDS = 3_600.0
 _DAY_SECONDS = 86_400.0
@@ -32,8 +35,7 @@ SERVICE_FIRST_SECONDS = 5.0
 DEBT_FIRST = 4.0  # misses that a beginner takes as already made: careful first, lazy once it has seen enough
 
 
-@dataclass(frozen=True, slots=True)
-class Estimates:
+class Estimates(NamedTuple):
     """What is known so far; `updated` makes the next one. Counts are of requests, times in seconds."""
 
     at_seconds: float | None = None
@@ -112,13 +114,8 @@ class Estimates:
 
     def overdue(self, now_seconds: float, wait_seconds: float) -> float:
         """Requests that wait and have already waited longer than promised."""
-        overdue, before = 0.0, self.started
-        for until, at_seconds in self.batches:
-            if now_seconds - at_seconds <= wait_seconds:
-                break
-            overdue += until - before
-            before = until
-        return overdue
+        late = bisect_left(self.batches, now_seconds - wait_seconds, key=_arrival)
+        return self.batches[late - 1][0] - self.started if late else 0.0
 
 
 NOTHING_KNOWN = Estimates()
@@ -270,7 +267,7 @@ def updated(
 
 def dumped(known: Estimates) -> dict[str, Any]:
     """As plain values, for a file."""
-    return asdict(known)
+    return known._asdict() | {"short": asdict(known.short), "long": asdict(known.long)}
 
 
 def loaded(values: dict[str, Any], *, shift_seconds: float = 0.0) -> Estimates:
@@ -278,7 +275,7 @@ def loaded(values: dict[str, Any], *, shift_seconds: float = 0.0) -> Estimates:
 
     What is unknown or of another version is left at its first value: nothing learned is better than a wrong field.
     """
-    fields = {name: values[name] for name in Estimates.__dataclass_fields__ if name in values}
+    fields = {name: values[name] for name in Estimates._fields if name in values}
     for name in ("short", "long"):
         mean = fields.get(name)
         if isinstance(mean, dict):
@@ -310,8 +307,7 @@ def _split(known: Estimates, sample: Sample, goals: Goals, ready: int) -> tuple[
 
 def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, now_seconds: float) -> Estimates:
     """The first sample, or one after the clock stepped back: counts and clocks begin anew, what was learned stays."""
-    return replace(
-        known,
+    return known._replace(
         at_seconds=now_seconds,
         samples=known.samples + 1,
         waiting=waiting,

@@ -53,7 +53,7 @@ def in_use(
     used, gaps = known.used, known.gaps
     learned = False
     if using > 0:
-        floor = 0
+        floor, higher = 0, len(used)
         for level, at_seconds in reversed(used):
             gap_seconds = now_seconds - at_seconds
             top = min(level, using)
@@ -61,9 +61,10 @@ def in_use(
                 learned = True
                 gaps = _counted(gaps, group_of(floor + 1), group_of(top), gap_seconds)
             floor = max(floor, level)
-            if level >= using:
+            if level > using:
                 break
-        used = (*[entry for entry in used if entry[0] > using], (using, now_seconds))
+            higher -= 1
+        used = (*used[:higher], (using, now_seconds))
     timeouts, timeouts_for = known.timeouts_seconds, known.timeouts_for
     if learned or not timeouts or moved(timeouts_for, letting_go):
         timeouts, timeouts_for = timeouts_of(gaps, letting_go), letting_go
