@@ -190,8 +190,28 @@ def test_scale_in_never_goes_below_what_in_flight_work_needs(
         assert answer.desired_replicas >= min(math.ceil(in_flight / goals.concurrency), ready, goals.max_replicas)
 
 
-# `slo` learns from what is served: a reading that never changes means that nothing is. Its constant load is in
-# test_slo.py, in the simulator.
+# `slo` learns from what is served: a reading that never changes means that nothing is. So its readings are those of a
+# source that tells what waits from what is worked on; its constant load is in test_slo.py, in the simulator.
+@pytest.mark.parametrize("attainment", [0.95, 0.99])
+@pytest.mark.parametrize("wait_seconds", [15.0, 30.0, 120.0])
+@pytest.mark.parametrize(("waiting", "in_flight"), [(0, 3), (0, 1), (1, 0), (2, 1), (5, 2), (40, 3), (1000, 10)])
+def test_a_constant_reading_settles_slo_without_reversal(
+    waiting: int, in_flight: int, wait_seconds: float, attainment: float
+) -> None:
+    still = Sample(
+        at_seconds=0.0,
+        metric_value=float(waiting + in_flight),
+        active=True,
+        waiting=float(waiting),
+        in_flight=float(in_flight),
+    )
+    goals = Goals(target_value=1.0, wait_seconds=wait_seconds, attainment=attainment)
+    answers, _ = played("slo", goals, [(5.0, still, None)] * 360)
+    counts = [answer.desired_replicas for answer in answers if answer is not None]
+    turns = [b - a for a, b in pairwise(counts) if b != a]
+    assert all(turn > 0 for turn in turns) or all(turn < 0 for turn in turns)
+
+
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - {"slo"}))
 @given(goals=GOALS, sample=samples(), gap=st.floats(1, 15))
 @settings(max_examples=50, deadline=None)
