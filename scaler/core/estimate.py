@@ -31,6 +31,7 @@ _COLD_STARTS_KEPT = 20.0
 _ERRORS_KEPT = 40.0  # forecast errors, in windows of one cold start
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
 COLD_START_FIRST_VARIATION = 0.25
+COLD_START_LEAST_SECONDS = 1e-3  # nothing starts sooner: what is reported below is a mistake
 SERVICE_FIRST_SECONDS = 5.0
 DEBT_FIRST = 4.0  # misses that a beginner takes as already made: careful first, lazy once it has seen enough
 
@@ -220,7 +221,7 @@ def updated(
     elif not waking:
         waking_since = None
     for seconds in cold_starts_seconds:
-        if seconds <= 0 or not math.isfinite(seconds):
+        if seconds < COLD_START_LEAST_SECONDS or not math.isfinite(seconds):
             continue
         cold_count = min(cold_count + 1.0, _COLD_STARTS_KEPT)
         off = seconds - cold_mean

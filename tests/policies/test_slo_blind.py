@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaler.core.decide import Memory, decide
-from scaler.core.model import Decision, Goals, Sample
+from scaler.core.model import Decision, Goals, ReplicaView, Sample
 from scaler.policies.slo import POLICY, SloState
 
 STATED_SECONDS = 90.0
@@ -124,3 +124,15 @@ def test_one_more_that_is_busy_tells_its_cold_start_but_one_that_was_busy_before
     assert blind.seen == before
     blind.feed([(30.0, 2.0)])
     assert blind.seen == before + 1
+
+
+def test_a_reported_cold_start_of_no_length_is_a_mistake_and_teaches_nothing() -> None:
+    memory: Memory[SloState] = Memory(state=POLICY.start())
+    goals = Goals(target_value=1.0, wait_seconds=60.0)
+    for index, cold_starts_seconds in enumerate([(), (5e-324, 0.0), ()]):
+        at_seconds = 10.0 * index
+        view = ReplicaView(at_seconds=at_seconds, ready=1, cold_starts_seconds=cold_starts_seconds)
+        sample = Sample(at_seconds=at_seconds, metric_value=0.0, active=False)
+        decision, memory = decide(POLICY, goals, memory, sample=sample, view=view, now_seconds=at_seconds)
+        assert decision is not None
+    assert memory.state.estimates.cold_starts == 0
