@@ -2,14 +2,12 @@
 
 import math
 import random
-import statistics
-import timeit
 
 import pytest
 
 from scaler.core.decide import Memory, decide
-from scaler.core.model import Goals, ReplicaView, Sample
-from scaler.policies.slo import POLICY, SloState
+from scaler.core.model import Goals, Sample
+from scaler.policies.slo import POLICY
 from scaler.simulator.arrivals import Arrival, Bursts, Pattern, Poisson, Service, Steady, generate
 from scaler.simulator.controllers import Pilot
 from scaler.simulator.world import Outcome, World, WorldSpec, cold_start
@@ -104,41 +102,6 @@ def test_how_often_it_is_asked_changes_little() -> None:
 def test_it_asks_for_its_wait() -> None:
     assert [field for field, _ in POLICY.problems(Goals(target_value=1.0))] == ["waitSeconds"]
     assert POLICY.problems(Goals(target_value=1.0, wait_seconds=30.0)) == ()
-
-
-def busy_memory() -> tuple[Goals, Memory[SloState], list[Sample], list[ReplicaView]]:
-    goals = Goals(target_value=1.0, wait_seconds=30.0, attainment=0.98)
-    memory = Memory(state=POLICY.start())
-    samples, views, arrived, completed = [], [], 10_060.0, 0.0
-    for index in range(400):
-        now_seconds = 5.0 * index
-        arrived, completed = arrived + 25, completed + 25
-        samples.append(
-            Sample(
-                at_seconds=now_seconds,
-                metric_value=10_050.0,
-                active=True,
-                waiting=10_000.0,
-                in_flight=50.0,
-                arrived_total=arrived,
-                completed_total=completed,
-            )
-        )
-        starting = tuple(now_seconds - 3.0 * age for age in range(10, 0, -1))
-        views.append(ReplicaView(at_seconds=now_seconds, ready=50, starting_at_seconds=starting, status_replicas=60))
-    return goals, memory, samples, views
-
-
-def test_a_decision_is_quick_enough_to_be_made_for_thousands() -> None:
-    goals, memory, samples, views = busy_memory()
-    took_seconds = []
-    for sample, view in zip(samples, views, strict=True):
-        began = timeit.default_timer()
-        decision, memory = decide(POLICY, goals, memory, sample=sample, view=view, now_seconds=sample.at_seconds)
-        took_seconds.append(timeit.default_timer() - began)
-        assert decision is not None
-    # The goal is 30 microseconds on a quiet machine (make bench measures that); this only catches a blow-up.
-    assert statistics.median(took_seconds) < 1e-3
 
 
 def test_huge_numbers_stay_finite() -> None:
