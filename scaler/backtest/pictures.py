@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from scaler.backtest.report import pyplot
+from scaler.backtest.report import pyplot, save
 from scaler.core.model import Goals
 from scaler.plugins import policies
 from scaler.simulator.arrivals import Arrival, Bursts, Poisson, Service, generate
@@ -159,7 +158,7 @@ def draw_hold(folder: Path) -> list[str]:
     axes.set_ylabel("seconds idle")
     axes.set_title("A request every 2 minutes, after a day one every 40", fontsize=10)
     axes.legend(fontsize=8, loc="upper left")
-    _save(figure, folder / "hold.png")
+    save(figure, folder / "hold.png")
     return [_figures("hold", outcome, SHORT_WAIT_SECONDS)]
 
 
@@ -197,7 +196,7 @@ def _draw(
         below.set_xlim(shown(points)[0], shown(points)[-1])
     panels[0].legend(fontsize=8, loc="upper right")
     panels[-1].set_xlabel("minutes" if minutes else "hour of the day")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _queue(outcome: Outcome) -> list[tuple[float, ...]]:
@@ -230,12 +229,6 @@ def _short(outcome: Outcome, wait_seconds: float = WAIT_SECONDS) -> str:
 def _figures(name: str, outcome: Outcome, wait_seconds: float = WAIT_SECONDS) -> str:
     work_hours = outcome.busy_seconds / HOUR_SECONDS
     return f"{name}: {_short(outcome, wait_seconds)} ({work_hours:.1f} of them work), {outcome.starts} starts"
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    pyplot().close(figure)
 
 
 def main(folder: Path = Path("docs/pictures")) -> None:

@@ -345,7 +345,7 @@ def plot_replicas(runs: Sequence[tuple[Case, Result]], path: Path) -> None:
         below.set_ylim(0, 1.1 * max(most, 1))
         below.set_ylabel("waiting")
     panels[-1, 0].set_xlabel("hours; requests that wait: the most of each span")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_waits(runs: Sequence[tuple[Case, Result]], path: Path) -> None:
@@ -374,7 +374,7 @@ def plot_waits(runs: Sequence[tuple[Case, Result]], path: Path) -> None:
     axes.set_xlabel("wait in seconds")
     axes.set_ylabel("% of requests that started within it")
     axes.legend(fontsize=8, loc="lower right")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_costs(runs: Sequence[tuple[Case, Result]], path: Path) -> None:
@@ -401,10 +401,11 @@ def plot_costs(runs: Sequence[tuple[Case, Result]], path: Path) -> None:
     axes.set_xlabel(f"% of requests that started within {case.wait_seconds:g} s (dashed: promised)")
     axes.set_ylabel("GPU-hours")
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write the picture, the same bytes for the same figure, and let go of it."""
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot().close(figure)

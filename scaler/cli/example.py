@@ -228,11 +228,9 @@ def plot(path: Path, *, seed: int) -> None:
 
     A fourth is run too, since a run ends with its last document.
     """
-    import matplotlib as mpl  # noqa: PLC0415 - half a second and 40 MiB, only where a picture is asked for
+    from scaler.backtest.report import pyplot  # noqa: PLC0415 - only where a picture is asked for
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - as above
-
+    plt = pyplot()
     names = list(CONTENDERS)
     from_seconds, until_seconds = 2 * DAY_SECONDS, 3 * DAY_SECONDS
     arrived = [at for at, _ in documents(seed, 3) if at >= from_seconds]
