@@ -262,7 +262,7 @@ def _price(known: Estimates, goals: Goals, start: _Start, now_seconds: float) ->
     first = max(start.slots / start.speed * goals.attainment / miss, floor)
     seconds = max(first * math.exp(min(debt / unit, 20.0)), floor)
     wrong = start.lead_seconds / (seconds * start.in_time)
-    margin = max(_NORMAL.inv_cdf(1.0 - max(wrong, 1e-4)), 0.0) * _SERVICE_DEVIATION
+    margin = _NORMAL.inv_cdf(1.0 - min(max(wrong, 1e-4), 0.5)) * _SERVICE_DEVIATION  # no quantile below the median
     return _Price(seconds, unit * math.log(floor / first), margin)
 
 

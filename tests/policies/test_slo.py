@@ -2,11 +2,14 @@
 
 import math
 import random
+from itertools import product
 
 import pytest
 
 from scaler.core.decide import Memory, decide
+from scaler.core.estimate import NOTHING_KNOWN
 from scaler.core.model import Goals, Sample
+from scaler.policies import slo
 from scaler.policies.slo import POLICY
 from scaler.simulator.arrivals import Arrival, Bursts, Pattern, Poisson, Service, Steady, generate
 from scaler.simulator.controllers import Pilot
@@ -97,6 +100,22 @@ def test_how_often_it_is_asked_changes_little() -> None:
         shares.append(outcome.share_within(60.0))
     assert max(costs) <= 1.2 * min(costs)
     assert min(shares) >= 0.945
+
+
+@pytest.mark.parametrize("floor", [1e-6, 0.6, 1.0, 1e6])
+@pytest.mark.parametrize("attainment", [1e-6, 0.5, 0.999999])
+def test_a_price_can_be_told_at_whatever_its_floor_is(
+    floor: float, attainment: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slo, "FLOOR", floor)
+    for wait_seconds, debt in product((1.0, 600.0), (-1e9, 0.0, 1e9)):
+        goals = Goals(target_value=1.0, wait_seconds=wait_seconds, attainment=attainment)
+        known = NOTHING_KNOWN._replace(debt=debt)
+        price = slo._price(known, goals, slo._starting(known, goals), 0.0)
+        assert price.seconds > 0
+        assert math.isfinite(price.seconds)
+        assert math.isfinite(price.margin)
+        assert price.margin >= 0
 
 
 def test_it_asks_for_its_wait() -> None:
