@@ -23,7 +23,8 @@ FACTORS = (0.5, 2.0)
 # What the policy shares with every other, or does not use in the matrix (the warm pool). All else that it imports is
 # its own, and varied.
 SHARED = frozenset(
-    f"scaler.core.{name}" for name in ("answers", "decide", "model", "rails", "replicas", "warm_pool", "window")
+    f"scaler.core.{name}"
+    for name in ("answers", "decide", "model", "rails", "replicas", "values", "warm_pool", "window")
 )
 # Numbers that are no choice of the policy's.
 NOT_VARIED = {

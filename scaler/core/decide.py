@@ -8,17 +8,18 @@ and the simulator call the same `decide`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from scaler.core import rails
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import fresh
+from scaler.core.values import value_class
 
 StateT = TypeVar("StateT")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Situation:
     """What a policy decides on: a fresh sample, the replicas if anyone sees them, and the last decision."""
 
@@ -29,7 +30,7 @@ class Situation:
     last: Decision | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Proposal(Generic[StateT]):
     """What a policy asks for, before the rails; `state` is what it remembers for the next time.
 
@@ -73,7 +74,7 @@ class Believing(Protocol):
         """What the last decision has led to by now, as far as `state` and its `sample` tell."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Memory(Generic[StateT]):
     """What one workload remembers between decisions.
 
@@ -137,7 +138,7 @@ def decide(
         metric_value=value,
         target_value=proposal.target_value,
         desired_replicas=_replicas(value, proposal.target_value, goals, active=active),
-        review_at_seconds=proposal.review_at_seconds,
+        review_at_seconds=proposal.review_at_seconds if active == proposal.active else None,
         steps=steps,
     )
     confirmed = agreed if proposal.active else 0

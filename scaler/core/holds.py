@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from scaler.core.values import value_class
 
 GROUPS = 8
 BINS = 15  # of gaps: up to 5 s, 10 s, 20 s, ... 11 hours, longer
@@ -24,7 +25,7 @@ _EDGES = tuple(FIRST_SECONDS * 2.0**index for index in range(BINS - 1))
 _MIDDLES = (FIRST_SECONDS / 2, *(0.75 * edge for edge in _EDGES[1:]), 1.5 * _EDGES[-1])
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Holds:
     """When levels were last in use, their gaps, and how long each group is kept.
 

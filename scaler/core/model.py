@@ -15,8 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from scaler.core.values import value_class
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@value_class(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One reading of a source, interpreted by one trigger.
 
@@ -47,7 +49,7 @@ class Sample:
     raw: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class ReplicaView:
     """The replicas of the scale target as someone who can see them reports them.
 
@@ -110,7 +112,7 @@ class Goals:
     hpa_tolerance: float = 0.1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Step:
     """What one stage of a decision did, for people: replicas (or the metric's unit) before and after.
 
@@ -128,7 +130,7 @@ class Step:
         return self.reason.format(*self.numbers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Decision:
     """The answer for one trigger; GetMetricSpec, GetMetrics and IsActive are three views of it.
 

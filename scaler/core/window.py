@@ -7,10 +7,11 @@ nothing and breaks nothing.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from scaler.core.values import value_class
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Smoothed:
     """A mean that forgets: what was seen `tau_seconds` ago weighs 1/e.
 
@@ -37,7 +38,7 @@ class Smoothed:
 NOTHING = Smoothed()
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Peak:
     """The largest value over the last `seconds`, from a short list of values that fall with time.
 

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Generic
 
 from scaler.core.decide import Policy, Proposal, Situation, StateT
 from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, updated
 from scaler.core.model import Goals, Sample, Step
+from scaler.core.values import value_class
 from scaler.core.window import NOTHING, Smoothed
 
 SHORT_SECONDS = 15.0  # one sync of the HPA: what it would react to
@@ -31,7 +32,7 @@ BACK_RATIO = 1.1  # the short window is back at the long one: even traffic would
 LET_GO_SECONDS = 120.0  # after a burst its answer fades with this time constant, whatever still arrives
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class BurstState(Generic[StateT]):
     """What the wrapped policy remembers, what is known of arrivals, and a burst: its answer, and whether it is on."""
 
@@ -110,7 +111,9 @@ class Burst(Generic[StateT]):
             inner=proposal.state, known=known, short=short, long=long, held_value=held_value, is_on=is_on
         )
         if floor <= value:
-            return _with_state(proposal, after)
+            # What a window is fed next counts for all the time since: only of an idle queue is it known what that was.
+            is_quiet = arrivals and held_value == known.waiting + known.in_flight == 0.0
+            return _with_state(proposal, after, proposal.review_at_seconds if is_quiet else None)
         reason = "{} of {:.3g} lately against {:.3g} over a longer time: held until these meet"
         if not is_on:
             reason = (
@@ -124,7 +127,7 @@ class Burst(Generic[StateT]):
             numbers=("arrivals a second" if arrivals else "a metric", short.value, long.value),
         )
         held = replace(proposal, active=True, metric_value=floor, steps=(*proposal.steps, step))
-        return replace(_with_state(held, after), review_at_seconds=None)
+        return _with_state(held, after, None)
 
 
 def _tells_arrivals(sample: Sample) -> bool:
@@ -167,13 +170,15 @@ def _moved(values: Mapping[str, Any], shift_seconds: float) -> Smoothed:
     )
 
 
-def _with_state(proposal: Proposal[Any], state: BurstState[StateT]) -> Proposal[BurstState[StateT]]:
+def _with_state(
+    proposal: Proposal[Any], state: BurstState[StateT], review_at_seconds: float | None
+) -> Proposal[BurstState[StateT]]:
     return Proposal(
         state=state,
         active=proposal.active,
         metric_value=proposal.metric_value,
         target_value=proposal.target_value,
-        review_at_seconds=proposal.review_at_seconds,
+        review_at_seconds=review_at_seconds,
         steps=proposal.steps,
     )
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, updat
 from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use, reloaded
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import remaining_seconds
+from scaler.core.values import value_class
 from scaler.core.warm_pool import warm_hint
 
 HPA_WAIT_SECONDS = 7.5  # half a sync of 15 s: how long the HPA takes to see an answer, on average
@@ -53,7 +54,7 @@ _SCALE = math.sqrt(3.0) / math.pi  # a logistic distribution's scale over its st
 _SERVICE_DEVIATION = math.sqrt(SERVICE_VARIATION)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class SloState:
     """What is learned, and when replicas were asked for that may not serve yet, where nobody sees them."""
 

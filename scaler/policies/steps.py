@@ -6,6 +6,8 @@ the system are those waiting and, where the source knows, those in flight; else 
 
 from __future__ import annotations
 
+import math
+
 from scaler.core.decide import Proposal, Situation
 from scaler.core.model import Goals, Step
 
@@ -36,7 +38,14 @@ class Steps:
             replicas = row.replicas
         reason = "{:.0f} requests in the system"
         step = Step(name="steps", before=None, after=replicas, reason=reason, numbers=(requests,))
-        return Proposal(state=state, active=replicas > 0, metric_value=float(replicas), target_value=1.0, steps=(step,))
+        return Proposal(
+            state=state,
+            active=replicas > 0,
+            metric_value=float(replicas),
+            target_value=1.0,
+            review_at_seconds=math.inf,
+            steps=(step,),
+        )
 
 
 POLICY = Steps()

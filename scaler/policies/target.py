@@ -5,6 +5,8 @@ A ScaledObject moved over from a built-in KEDA trigger scales as before.
 
 from __future__ import annotations
 
+import math
+
 from scaler.core.decide import Proposal, Situation
 from scaler.core.model import Goals, Step
 
@@ -36,6 +38,7 @@ class Target:
             active=sample.active,
             metric_value=sample.metric_value,
             target_value=goals.target_value,
+            review_at_seconds=math.inf,
             steps=(step,),
         )
 

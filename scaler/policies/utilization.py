@@ -45,7 +45,14 @@ class Utilization:
                 desired, reason = there, "use {:.1f} against {:.1f} each, but replicas are still starting"
         step = Step(name="utilization", before=there, after=desired, reason=reason, numbers=(total, goals.target_value))
         active = sample.active or total > 0
-        return Proposal(state=state, active=active, metric_value=float(desired), target_value=1.0, steps=(step,))
+        return Proposal(
+            state=state,
+            active=active,
+            metric_value=float(desired),
+            target_value=1.0,
+            review_at_seconds=math.inf,
+            steps=(step,),
+        )
 
 
 POLICY = Utilization()

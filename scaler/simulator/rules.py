@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from scaler.core.values import value_class
+
 HPA_SYNC_SECONDS = 15.0  # kube-controller-manager --horizontal-pod-autoscaler-sync-period
 HPA_TOLERANCE = 0.1  # --horizontal-pod-autoscaler-tolerance
 HPA_DOWNSCALE_STABILIZATION_SECONDS = 300.0  # --horizontal-pod-autoscaler-downscale-stabilization
@@ -35,7 +37,7 @@ class MetricType(Enum):
     VALUE = "Value"
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Metric:
     """One external metric as the HPA reads it; `value` None: the read failed, which is not zero."""
 
@@ -44,7 +46,7 @@ class Metric:
     metric_type: MetricType = MetricType.AVERAGE_VALUE
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class Scale:
     """What the HPA sees of the scale target: wanted replicas, existing ones, and those Running and Ready."""
 
@@ -165,7 +167,7 @@ class HpaSpec:
             object.__setattr__(self, name, value)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class HpaState:
     """What the HPA controller remembers.
 
@@ -388,7 +390,7 @@ class KedaSpec:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True)
 class KedaState:
     """What the ScaledObject's status holds: creation, and the last evaluation that found it active."""
 

@@ -2,10 +2,12 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from scaler.core.model import Goals
+from scaler.core.decide import Policy, Proposal, Situation
+from scaler.core.model import Goals, ReplicaStep
 from scaler.plugins import policies
 from scaler.simulator.arrivals import Arrival, Poisson, Service, generate
 from scaler.simulator.controllers import Pilot
@@ -75,3 +77,37 @@ def test_utilization_sees_nothing_of_the_queue() -> None:
 def test_utilization_wakes_from_zero() -> None:
     outcome = played(by_use(80.0), [Arrival(100.0, 5.0)], initial=0, cold_seconds=10.0)
     assert 10.0 <= outcome.waits_seconds[0] <= 20.0
+
+
+class Restless:
+    """A policy that wants to be asked at every sample."""
+
+    def __init__(self, inner: Policy[Any]) -> None:
+        self._inner = inner
+        self.decides_replicas, self.problems, self.start = inner.decides_replicas, inner.problems, inner.start
+
+    def propose(self, situation: Situation, state: Any) -> Proposal[Any]:
+        return replace(self._inner.propose(situation, state), review_at_seconds=None)
+
+
+@pytest.mark.parametrize("name", ["target", "steps", "utilization", "target+burst", "steps+burst", "utilization+burst"])
+def test_not_looking_while_nothing_can_change_changes_nothing(name: str) -> None:
+    hour = busy_hour()
+    trace = [later_by(arrival, later) for later in (0.0, 7_200.0, 90_000.0) for arrival in hour[:40]]
+    goals = Goals(target_value=60.0 if "utilization" in name else 2.0, steps=(ReplicaStep(waiting_from=3, replicas=4),))
+    outcomes = [
+        played(
+            Pilot(policy=policy, goals=goals, chance=random.Random(2), sees_use_only="utilization" in name),
+            trace,
+            cold_seconds=60.0,
+        )
+        for policy in (policies()[name], Restless(policies()[name]))
+    ]
+    assert outcomes[0].timeline == outcomes[1].timeline
+    assert outcomes[0].waits_seconds == outcomes[1].waits_seconds
+    if name != "utilization+burst":  # whose windows can't tell what an idle stretch was
+        assert outcomes[0].looks < outcomes[1].looks / 10
+
+
+def later_by(arrival: Arrival, later_seconds: float) -> Arrival:
+    return arrival._replace(at_seconds=arrival.at_seconds + later_seconds)
