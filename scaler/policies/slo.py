@@ -9,9 +9,9 @@ it. A closed loop moves the price until the promise is just kept: all it sees is
    first, lazy once it has seen enough.
 2. Need. What waits, batch by batch, each by its deadline, and what arrives before a replica started later could
    help it, against what the replicas that serve and that start will have begun by then. When a replica will serve
-   is a distribution, so more are started where deadlines are near a cold start away, and none where nothing
-   started now can help. What is in time anyway starts nothing: where the wait is longer than a cold start, being
-   lazy is free.
+   is a distribution, so more are started where deadlines are near a cold start away, up to one for each request,
+   and none where nothing started now can help. What is in time anyway starts nothing: where the wait is longer than
+   a cold start, being lazy is free.
 3. Hold. The level of demand is how many replicas would have been enough for what arrived, had they always been there
    (not how many there are requests: late replicas make queues that no early one would have). Every level remembers
    when it was last asked for and how long the gaps in between were. A gap costs its length if the replica is kept,
@@ -45,7 +45,7 @@ BUDGET_FIRST = 3.0  # misses over the budget that make the price e times as high
 BUDGET_SHARE = 0.2  # ... or this share of what a day's requests may miss, where that is more
 FLOOR = 1.2  # a replica that works through one whole wait always pays for itself, with this margin
 BATCHES_LOOKED_AT = 5
-LEAST_GAIN = 0.1  # at most ten replicas are started to have one of them early, whatever the price
+LEAST_GAIN = 0.1  # requests a replica must be expected to begin in time to be started at all, whatever the price
 SERVICE_VARIATION = 0.5  # squared coefficient of variation of service times, for how far capacity may be off
 
 _WHY = "{:.0f} wait, {:.0f} in flight, {:.2f} a second arrive; {:.1f} can't begin in time with {} ready and {} starting"
@@ -316,7 +316,7 @@ def _need(
     rate = max(known.short.value, 0.5 * (known.short.value + known.long.value))
     pace = view.ready * speed
     free = max(view.ready * slots - in_flight, 0.0)
-    groups = _serving_in(view, start, now_seconds)
+    starting, groups = len(view.starting_at_seconds), _serving_in(view, start, now_seconds)
 
     def lacking(requests: float, due_seconds: float, margin: float) -> float:
         """How many of the first `requests` won't have begun in `due_seconds`, with what is there."""
@@ -324,14 +324,18 @@ def _need(
         if begun < requests:
             for ready_in, scale, count in groups:
                 begun += count * _begun(due_seconds - ready_in, scale, slots, speed)
-        return requests - begun + (margin * math.sqrt(begun) if margin else 0.0)
+        return min(requests - begun + margin * math.sqrt(begun), requests) if margin else requests - begun
 
-    def worth(late: float, gain: float) -> int:
-        """How many replicas, each of which starts `gain` of the `late` requests in time, avert more than they cost."""
+    def worth(requests: float, late: float, gain: float) -> int:
+        """How many replicas, each of which starts `gain` of the `late` requests in time, avert more than they cost.
+
+        With those that start already never more than all of these requests could keep busy.
+        """
         if gain < LEAST_GAIN or gain * price.seconds < start.lead_seconds:
             return 0
         whole = int(late / gain)
-        return whole + ((late - whole * gain) * price.seconds >= start.lead_seconds)
+        wanted = whole + ((late - whole * gain) * price.seconds >= start.lead_seconds)
+        return max(min(wanted, math.ceil(requests / slots) - starting), 0)
 
     extra, most = 0, 0.0
     started = known.started
@@ -348,19 +352,19 @@ def _need(
         late = lacking(until - started, due_seconds, price.margin)
         if late > 0:
             most = max(most, late)
-            extra = max(extra, worth(late, gain))
+            extra = max(extra, worth(until - started, late, gain))
     # What arrives before a replica that is started later could help it.
     blind_seconds = min(2.0 * max(start.new_seconds + start.deviation_seconds - wait_seconds, 0.0), start.new_seconds)
     for ahead_seconds, due_seconds in (
         (0.5 * blind_seconds, 0.5 * blind_seconds + wait_seconds),
         (blind_seconds, max(blind_seconds, start.new_seconds) + wait_seconds),  # and what is late, by as long again
     ):
-        late = lacking(waiting + rate * ahead_seconds, due_seconds, 0.0)
+        requests = waiting + rate * ahead_seconds
+        late = lacking(requests, due_seconds, 0.0)
         if late > 0:
             most = max(most, late)
             gain = _begun(due_seconds - start.new_seconds, start.scale_seconds, slots, speed)
-            extra = max(extra, worth(late, gain))
-    starting = len(view.starting_at_seconds)
+            extra = max(extra, worth(requests, late, gain))
     return (
         view.ready + starting + extra if extra else busy,
         _WHY,

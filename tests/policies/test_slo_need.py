@@ -1,0 +1,113 @@
+"""Replicas are started for requests: never more than those that wait, and those expected by then, could keep busy."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scaler.core.decide import Memory, decide
+from scaler.core.model import Decision, Goals, ReplicaView, Sample
+from scaler.policies.slo import HPA_WAIT_SECONDS, POLICY, SloState
+
+
+def look(
+    memory: Memory[SloState], goals: Goals, *, waiting: float, in_flight: float, view: ReplicaView | None, at: float
+) -> tuple[Decision, Memory[SloState]]:
+    sample = Sample(
+        at_seconds=at,
+        metric_value=waiting + in_flight,
+        active=waiting + in_flight > 0,
+        waiting=waiting,
+        in_flight=in_flight,
+    )
+    decision, memory = decide(POLICY, goals, memory, sample=sample, view=view, now_seconds=at)
+    assert decision is not None
+    return decision, memory
+
+
+def most_of_use(decision: Decision, before: SloState, goals: Goals) -> int:
+    """The replicas that are ready and those that all requests could keep busy, these and the ones expected."""
+    need = next(step for step in decision.steps if step.name == "need")
+    if len(need.numbers) == 0:
+        return 0
+    waiting, in_flight, rate, _, ready, starting = (float(number) for number in need.numbers)
+    expected = rate * (before.estimates.cold_start(goals)[0] + HPA_WAIT_SECONDS)
+    of_use = math.ceil((waiting + expected) / goals.concurrency + 1e-6)
+    return int(max(ready + max(of_use, starting), math.ceil(in_flight / goals.concurrency), 1))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    looks=st.lists(
+        st.tuples(
+            st.floats(0.5, 90), st.integers(0, 60), st.integers(0, 20), st.integers(0, 20), st.lists(st.floats(0, 300))
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    sees=st.booleans(),
+    wait_seconds=st.floats(1, 600),
+    attainment=st.floats(0.5, 0.999),
+    concurrency=st.integers(1, 16),
+    cold_start_seconds=st.floats(5, 300),
+    service_seconds=st.floats(0.1, 100),
+)
+def test_no_more_start_than_the_requests_could_keep_busy(
+    *,
+    looks: list[tuple[float, int, int, int, list[float]]],
+    sees: bool,
+    wait_seconds: float,
+    attainment: float,
+    concurrency: int,
+    cold_start_seconds: float,
+    service_seconds: float,
+) -> None:
+    goals = Goals(
+        target_value=1.0,
+        wait_seconds=wait_seconds,
+        attainment=attainment,
+        concurrency=concurrency,
+        cold_start_seconds=cold_start_seconds,
+        service_seconds=service_seconds,
+        max_replicas=100_000,
+    )
+    memory: Memory[SloState] = Memory(state=POLICY.start())
+    at = 1_000.0
+    for seconds, waiting, in_flight, ready, ages in looks:
+        at += seconds
+        starting = tuple(sorted(at - age for age in ages))
+        view = ReplicaView(at_seconds=at, ready=ready, starting_at_seconds=starting) if sees else None
+        before = memory.state
+        decision, memory = look(memory, goals, waiting=float(waiting), in_flight=float(in_flight), view=view, at=at)
+        need = next(step for step in decision.steps if step.name == "need")
+        assert need.after is not None
+        assert need.after <= most_of_use(decision, before, goals)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("service_seconds", [0.5, 5.0, 30.0])
+@pytest.mark.parametrize("wait_seconds", [60.0, 120.0])
+@pytest.mark.parametrize("requests", [1, 4, 40])
+def test_a_queue_that_nobody_serves_starts_a_replica_for_each_request_at_most(
+    requests: int, wait_seconds: float, service_seconds: float, concurrency: int
+) -> None:
+    goals = Goals(
+        target_value=1.0,
+        wait_seconds=wait_seconds,
+        attainment=0.99,
+        concurrency=concurrency,
+        cold_start_seconds=30.0,
+        service_seconds=service_seconds,
+        max_replicas=10_000,
+    )
+    memory: Memory[SloState] = Memory(state=POLICY.start())
+    starting: tuple[float, ...] = ()
+    for index in range(200):
+        at = 1_000.0 + 5.0 * index
+        view = ReplicaView(at_seconds=at, ready=0, starting_at_seconds=starting)
+        decision, memory = look(memory, goals, waiting=float(requests), in_flight=0.0, view=view, at=at)
+        starting += (at,) * (decision.desired_replicas - len(starting))
+        assert decision.desired_replicas <= math.ceil(requests / concurrency)
