@@ -112,28 +112,32 @@ def first_replicas(trace: tuple[Arrival, ...], cold_start_seconds: float, concur
     return max(1, math.ceil(work / span_seconds / concurrency))
 
 
+def scored_from_seconds(case: Case) -> float:
+    """Before it, requests are run but not scored."""
+    return warm_up_seconds(case.cold_start_seconds) if case.score_from_seconds is None else case.score_from_seconds
+
+
 def run(case: Case) -> Result:
-    """One simulation. Raises PilotlightError for a scaler nobody knows."""
+    """One simulation of a ScaledObject. Raises PilotlightError for a scaler nobody knows."""
     trace = cached_trace(case.trace, case.service_seconds, case.days)
-    from_seconds = warm_up_seconds(case.cold_start_seconds)
+    from_seconds, block_seconds = _scored(case, trace)
     initial = first_replicas(trace, case.cold_start_seconds, case.concurrency)
     if case.scaler == "fixed":
         initial = case.replicas
     elif case.keda is not None:
         initial = max(initial, case.keda.min_replicas)
-    span_seconds = max(trace[-1].at_seconds - from_seconds, 1.0)
     spec = WorldSpec(
         cold_start=cold_start(case.cold_start_seconds, case.variation),
         concurrency=case.concurrency,
         initial_replicas=initial,
         scored_from_seconds=from_seconds,
-        block_seconds=span_seconds / BLOCKS,
+        block_seconds=block_seconds,
         keep_timeline=case.keep_timeline,
         most_gpu_seconds=case.most_gpu_seconds,
     )
     world = World(spec, trace, random.Random(case.seed))  # noqa: S311 - simulation
-    outcome = world.run(scaler_of(case))
-    return _result(case, outcome, from_seconds, span_seconds / BLOCKS)
+    result = _result(case, world.run(scaler_of(case)), from_seconds, block_seconds)
+    return _with_plots(case, result, trace, world._waits)  # noqa: SLF001 - an Outcome lacks what came before scoring
 
 
 def simulated(case: Case) -> Result:
@@ -143,8 +147,6 @@ def simulated(case: Case) -> Result:
     """
     if case.job_strategy is not None:
         return run_jobs(case)
-    if case.score_from_seconds is not None or case.keep_timeline:
-        return run_watched(case)
     if case.varied is None:
         return run(case)
     try:
@@ -165,30 +167,6 @@ def simulated(case: Case) -> Result:
         )
 
 
-def scored_from_seconds(case: Case) -> float:
-    """Before it, requests are run but not scored."""
-    return warm_up_seconds(case.cold_start_seconds) if case.score_from_seconds is None else case.score_from_seconds
-
-
-def run_watched(case: Case) -> Result:
-    """As `run` (which is part of the key of kept results), scored from anywhere, with what plots need."""
-    trace = cached_trace(case.trace, case.service_seconds, case.days)
-    from_seconds = scored_from_seconds(case)
-    initial = first_replicas(trace, case.cold_start_seconds, case.concurrency)
-    block_seconds = max(trace[-1].at_seconds - from_seconds, 1.0) / BLOCKS
-    spec = WorldSpec(
-        cold_start=cold_start(case.cold_start_seconds, case.variation),
-        concurrency=case.concurrency,
-        initial_replicas=case.replicas if case.scaler == "fixed" else initial,
-        scored_from_seconds=from_seconds,
-        block_seconds=block_seconds,
-        keep_timeline=case.keep_timeline,
-    )
-    world = World(spec, trace, random.Random(case.seed))  # noqa: S311 - simulation
-    result = _result(case, world.run(scaler_of(case)), from_seconds, block_seconds)
-    return _with_plots(case, result, trace, world._waits)  # noqa: SLF001 - an Outcome lacks what came before scoring
-
-
 def run_jobs(case: Case) -> Result:
     """One simulation with a ScaledJob. Raises PilotlightError for a scaler or strategy nobody knows."""
     strategy = strategy_of(case.job_strategy or "")
@@ -204,8 +182,7 @@ def run_jobs(case: Case) -> Result:
     else:
         raise PilotlightError(f'"{case.scaler}" does not scale a ScaledJob here; jobs and keda do')
     trace = cached_trace(case.trace, case.service_seconds, case.days)
-    from_seconds = scored_from_seconds(case)
-    block_seconds = max(trace[-1].at_seconds - from_seconds, 1.0) / BLOCKS
+    from_seconds, block_seconds = _scored(case, trace)
     world = JobWorld(
         spec=WorldSpec(
             cold_start=cold_start(case.cold_start_seconds, case.variation),
@@ -222,7 +199,13 @@ def run_jobs(case: Case) -> Result:
     )
     outcome = world.run(random.Random(case.seed + 1))  # noqa: S311 - simulation
     result = _result(case, outcome, from_seconds, block_seconds)
-    return _with_plots(case, result, trace, world._waits)  # noqa: SLF001 - as in `run_watched`
+    return _with_plots(case, result, trace, world._waits)  # noqa: SLF001 - as in `run`
+
+
+def _scored(case: Case, trace: Sequence[Arrival]) -> tuple[float, float]:
+    """(from when on, the length of a block in seconds)."""
+    from_seconds = scored_from_seconds(case)
+    return from_seconds, max(trace[-1].at_seconds - from_seconds, 1.0) / BLOCKS
 
 
 def _with_plots(case: Case, result: Result, trace: Sequence[Arrival], waits_seconds: Sequence[float]) -> Result:
@@ -347,20 +330,21 @@ def _result(case: Case, outcome: Outcome, from_seconds: float, block_seconds: fl
     if case.wait_seconds is not None:
         limits.add(case.wait_seconds)
     waits = sorted(limits)
+    result = Result(
+        requests=total,
+        gpu_seconds=outcome.gpu_seconds,
+        busy_seconds=outcome.busy_seconds,
+        starts=outcome.starts,
+        reversals=outcome.reversals,
+        waits_seconds={},
+        shares=dict.fromkeys([f"{wait:g}" for wait in waits], 0.0),
+        blocks=(),
+        end_at_seconds=outcome.end_at_seconds,
+        looks=outcome.looks,
+        stopped=outcome.stopped,
+    )
     if outcome.stopped:
-        return Result(
-            requests=total,
-            gpu_seconds=outcome.gpu_seconds,
-            busy_seconds=outcome.busy_seconds,
-            starts=outcome.starts,
-            reversals=outcome.reversals,
-            waits_seconds={},
-            shares=dict.fromkeys([f"{wait:g}" for wait in waits], 0.0),
-            blocks=(),
-            end_at_seconds=outcome.end_at_seconds,
-            looks=outcome.looks,
-            stopped=True,
-        )
+        return result
     ordered = sorted(outcome.waits_seconds)
     blocks = [[0.0] * (2 + len(waits)) for _ in range(BLOCKS)]
     for block, gpu_seconds in enumerate(outcome.gpu_seconds_by_block):
@@ -370,19 +354,13 @@ def _result(case: Case, outcome: Outcome, from_seconds: float, block_seconds: fl
         row[0] += 1
         for index in range(bisect.bisect_left(waits, wait), len(waits)):
             row[2 + index] += 1
-    return Result(
-        requests=total,
-        gpu_seconds=outcome.gpu_seconds,
-        busy_seconds=outcome.busy_seconds,
-        starts=outcome.starts,
-        reversals=outcome.reversals,
+    return replace(
+        result,
         waits_seconds={
             name: ordered[min(int(share * total), total - 1)] if total else 0.0
             for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
         },
         shares={f"{wait:g}": bisect.bisect_right(ordered, wait) / total if total else 1.0 for wait in waits},
         blocks=tuple(tuple(round(value, 1) for value in row) for row in blocks),
-        end_at_seconds=outcome.end_at_seconds,
-        looks=outcome.looks,
         timeline=tuple(outcome.timeline),
     )

@@ -430,7 +430,7 @@ def code_digest(*, ours: bool) -> str:
     for name in names:
         digest.update(_shape(ast.parse((root / name).read_text(encoding="utf-8"))).encode())
     of_run = ast.parse((root / "backtest/cases.py").read_text(encoding="utf-8"))
-    wanted = {"BLOCKS", "run", "warm_up_seconds", "first_replicas", "_result"}
+    wanted = {"BLOCKS", "run", "warm_up_seconds", "first_replicas", "scored_from_seconds", "_scored", "_result"}
     of_run.body = [line for line in of_run.body if _name(line) in wanted]
     digest.update(_shape(of_run).encode())
     return digest.hexdigest()

@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from scaler.backtest.traces import TraceInvalid
-from scaler.core.estimate import SERVICE_FIRST_SECONDS
+from scaler.core.estimate import SERVICE_FIRST_SECONDS, unseen
 from scaler.simulator.arrivals import Arrival
 from scaler.state import Observation, read_recording
 
@@ -167,28 +167,15 @@ def _count(span: _Span, service_seconds: float) -> float | None:
             return None
         likely = span.busy_seconds / service_seconds
         looks = span.looks
-        hidden = looks * _hidden(span.rate * span.seconds / looks, likely / looks, abs(change))
+        came, ended = span.rate * span.seconds / looks, likely / looks
+        terms = 12 + int(min(2.0 * math.sqrt(came * ended), 100.0))  # from so far down the rest does not matter
+        hidden = looks * unseen(came, ended, abs(change), terms=terms)
         arrived, completed = hidden + max(change, 0.0), hidden + max(-change, 0.0)
         if service_seconds < math.inf and -change > 10.0 * likely + 20.0:  # no work: the queue was purged
             span.arrivals = hidden
             return None
     span.arrivals = arrived
     return None if span.is_blind else completed
-
-
-def _hidden(arrivals: float, completions: float, change: float) -> float:
-    """How many requests both arrived and ended unseen, both Poisson with these means: a ratio of Bessel functions."""
-    product = 4.0 * arrivals * completions
-    if product < 1e-9:
-        return 0.0
-    # Their continued fraction, from so far down that its tail doesn't matter (Amos's bound stands for it).
-    z, steps = math.sqrt(product), 12 + int(min(math.sqrt(product), 100.0))
-    order = change + steps
-    ratio = z / (order + 0.5 + math.sqrt((order + 1.5) ** 2 + product))
-    for _ in range(steps):
-        ratio = z / (2.0 * order + z * ratio)
-        order -= 1.0
-    return 0.5 * z * ratio
 
 
 def _smooth(spans: list[_Span]) -> None:

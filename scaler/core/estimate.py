@@ -349,7 +349,7 @@ def _flows(
         completions = completions if completions >= 0 else None
     likely = busy_slot_seconds / known.service_seconds(goals)
     if arrivals is None and completions is None:
-        hidden = _hidden(known.short.value * recent_seconds, likely, abs(change))
+        hidden = unseen(known.short.value * recent_seconds, likely, abs(change))
         arrivals, completions = hidden + max(change, 0.0), hidden + max(-change, 0.0)
     elif arrivals is None:
         arrivals = max(change + (completions or 0.0), 0.0)
@@ -359,15 +359,20 @@ def _flows(
     return arrivals, completions or 0.0, purged
 
 
-def _hidden(arrivals: float, completions: float, change: float) -> float:
+def unseen(arrivals: float, completions: float, change: float, *, terms: int = 0) -> float:
     """How many requests both arrived and ended unseen, where only the difference of the two was seen.
 
-    Both are taken as Poisson with these means. Given their difference, the number of such pairs has a mean that is
-    a ratio of Bessel functions; this is Amos's approximation of it (1974), exact for few and for many. A wrong guess
-    of the service time corrects itself by it: what it explains badly is seen less often than it says.
+    Both are taken as Poisson with these means. Given their difference, the number of such pairs has a mean that is a
+    ratio of Bessel functions: `terms` of its continued fraction, and Amos's approximation (1974), exact for few and for
+    many, for the rest of it. A wrong guess of the service time corrects itself by it: what it explains badly is seen
+    less often than it says.
     """
-    product = 4.0 * arrivals * completions
-    return 0.5 * product / (change + 0.5 + math.sqrt((change + 1.5) ** 2 + product))
+    product, order = 4.0 * arrivals * completions, change + terms
+    below = order + 0.5 + math.sqrt((order + 1.5) ** 2 + product)
+    for _ in range(terms):
+        below = 2.0 * order + product / below
+        order -= 1.0
+    return 0.5 * product / below
 
 
 def _waits(

@@ -162,36 +162,36 @@ def _clear_the_heap() -> None:
     gc.disable()
 
 
-def saturate(connection: Connection, calls: Iterator[Call], *, in_flight: int, seconds: float) -> Outcome:
-    """Keep `in_flight` calls under way for `seconds`; latencies count from when a call was sent."""
-    _clear_the_heap()
+def _watched(connection: Connection) -> tuple[Outcome, dict[int, float]]:
+    """(what fills as calls end, the calls under way: from when on the latency of each counts)."""
     outcome = Outcome()
-    free = in_flight
-    sent_at: dict[int, float] = {}
+    began: dict[int, float] = {}
 
     def ended(stream: int, succeeded: bool) -> None:
-        nonlocal free
-        free += 1
-        sent = sent_at.pop(stream)
-        outcome.latencies.append((sent, time.perf_counter() - sent))
+        at = began.pop(stream)
+        outcome.latencies.append((at, time.perf_counter() - at))
         if succeeded:
             outcome.succeeded += 1
         else:
             outcome.failed += 1
 
     connection.on_end = ended
+    return outcome, began
+
+
+def saturate(connection: Connection, calls: Iterator[Call], *, in_flight: int, seconds: float) -> Outcome:
+    """Keep `in_flight` calls under way for `seconds`; latencies count from when a call was sent."""
+    _clear_the_heap()
+    outcome, sent_at = _watched(connection)
     started = time.perf_counter()
     ends = started + seconds
     while (now := time.perf_counter()) < ends:
-        batch = []
-        while free > 0:
-            batch.append(next(calls))
-            free -= 1
+        batch = [next(calls) for _ in range(in_flight - len(sent_at))]
         if batch:
             sent_at.update(dict.fromkeys(connection.send(batch), now))
         connection.receive(ends - now)
     outcome.seconds = time.perf_counter() - started
-    while free < in_flight:
+    while sent_at:
         connection.receive(1.0)
     return outcome
 
@@ -199,18 +199,7 @@ def saturate(connection: Connection, calls: Iterator[Call], *, in_flight: int, s
 def pace(connection: Connection, calls: Iterator[Call], *, per_second: float, seconds: float) -> Outcome:
     """Send calls evenly, whether or not earlier ones are answered; latencies count from when a call was due."""
     _clear_the_heap()
-    outcome = Outcome()
-    due_of: dict[int, float] = {}
-
-    def ended(stream: int, succeeded: bool) -> None:
-        due = due_of.pop(stream)
-        outcome.latencies.append((due, time.perf_counter() - due))
-        if succeeded:
-            outcome.succeeded += 1
-        else:
-            outcome.failed += 1
-
-    connection.on_end = ended
+    outcome, due_of = _watched(connection)
     started = time.perf_counter()
     count, total = 0, int(per_second * seconds)
     while count < total or due_of:
