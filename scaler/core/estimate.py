@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from scaler.core.model import Goals, Sample
+from scaler.core.values import value_class
 from scaler.core.window import NOTHING, Smoothed
 
 _arrival = itemgetter(1)  # of a batch
@@ -36,7 +37,8 @@ SERVICE_FIRST_SECONDS = 5.0
 DEBT_FIRST = 4.0  # misses that a beginner takes as already made: careful first, lazy once it has seen enough
 
 
-class Estimates(NamedTuple):
+@value_class(frozen=True, slots=True)
+class Estimates:
     """What is known so far; `updated` makes the next one. Counts are of requests, times in seconds."""
 
     at_seconds: float | None = None
@@ -120,6 +122,7 @@ class Estimates(NamedTuple):
 
 
 NOTHING_KNOWN = Estimates()
+_FIELDS = tuple(field.name for field in fields(Estimates))
 
 
 def updated(
@@ -268,7 +271,8 @@ def updated(
 
 def dumped(known: Estimates) -> dict[str, Any]:
     """As plain values, for a file."""
-    return known._asdict() | {"short": asdict(known.short), "long": asdict(known.long)}
+    plain: dict[str, Any] = {name: getattr(known, name) for name in _FIELDS}
+    return plain | {"short": asdict(known.short), "long": asdict(known.long)}
 
 
 def loaded(values: dict[str, Any], *, shift_seconds: float = 0.0) -> Estimates:
@@ -276,20 +280,20 @@ def loaded(values: dict[str, Any], *, shift_seconds: float = 0.0) -> Estimates:
 
     What is unknown or of another version is left at its first value: nothing learned is better than a wrong field.
     """
-    fields = {name: values[name] for name in Estimates._fields if name in values}
+    known = {name: values[name] for name in _FIELDS if name in values}
     for name in ("short", "long"):
-        mean = fields.get(name)
+        mean = known.get(name)
         if isinstance(mean, dict):
             at_seconds = mean["at_seconds"]
             moved = None if at_seconds is None else at_seconds + shift_seconds
-            fields[name] = Smoothed(mean["value"], mean["weight"], moved)
-    fields["hours"] = tuple((float(rate), float(days)) for rate, days in fields.get("hours", ()))
+            known[name] = Smoothed(mean["value"], mean["weight"], moved)
+    known["hours"] = tuple((float(rate), float(days)) for rate, days in known.get("hours", ()))
     for name in ("batches", "recent"):
-        fields[name] = tuple((float(count), float(at) + shift_seconds) for count, at in fields.get(name, ()))
+        known[name] = tuple((float(count), float(at) + shift_seconds) for count, at in known.get(name, ()))
     for name in ("at_seconds", "window_at_seconds", "waking_since_seconds"):
-        if fields.get(name) is not None:
-            fields[name] += shift_seconds
-    return Estimates(**fields)
+        if known.get(name) is not None:
+            known[name] += shift_seconds
+    return Estimates(**known)
 
 
 def _split(known: Estimates, sample: Sample, goals: Goals, ready: int) -> tuple[float, float]:
@@ -308,7 +312,8 @@ def _split(known: Estimates, sample: Sample, goals: Goals, ready: int) -> tuple[
 
 def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, now_seconds: float) -> Estimates:
     """The first sample, or one after the clock stepped back: counts and clocks begin anew, what was learned stays."""
-    return known._replace(
+    return replace(
+        known,
         at_seconds=now_seconds,
         samples=known.samples + 1,
         waiting=waiting,

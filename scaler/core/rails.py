@@ -35,8 +35,10 @@ def confirm(
     and an answer of inactive could scale them to zero. What a policy wants although the reading shows no work (a
     warm floor) rests on no reading that could be wrong.
     """
+    if not active or last is None or last.active:
+        return active, None
     needed = goals.confirmations if sample.approximate else 1
-    if not active or agreed >= needed or last is None or last.active or not shows_work(sample):
+    if agreed >= needed or not shows_work(sample):
         return active, None
     reason = "read {} of {} that must agree before waking"
     return False, Step(name="confirm", before=1, after=0, reason=reason, numbers=(agreed, needed))
@@ -48,12 +50,13 @@ def keep_busy(
     """Scale-in never goes below what requests in flight occupy: their replicas would be killed or drained."""
     if not sample.in_flight:
         return desired, None
-    there = current(view, last)
-    if there is None:
-        return desired, None
-    busy = min(math.ceil(sample.in_flight / goals.concurrency), there)
+    busy = math.ceil(sample.in_flight / goals.concurrency)
     if desired >= busy:
         return desired, None
+    there = current(view, last)
+    if there is None or desired >= there:
+        return desired, None
+    busy = min(busy, there)
     reason = "{:.0f} requests in flight occupy {} replicas"
     return float(busy), Step(
         name="in flight", before=desired, after=busy, reason=reason, numbers=(sample.in_flight, busy)
@@ -62,13 +65,14 @@ def keep_busy(
 
 def bound(desired: float, *, active: bool, goals: Goals) -> tuple[float, Step | None]:
     """Within minReplicas and maxReplicas; at least one replica exactly while active."""
-    bounded = min(max(desired, float(goals.min_replicas)), float(goals.max_replicas))
+    lowest, highest = goals.min_replicas, goals.max_replicas
     if not active:
-        bounded = min(bounded, float(goals.min_replicas))
-    elif bounded < 1.0:
-        bounded = 1.0
-    if bounded == desired:
+        highest = min(highest, lowest)
+    elif lowest < 1:
+        lowest, highest = 1, max(highest, 1)
+    if lowest <= desired <= highest:
         return desired, None
+    bounded = float(min(max(desired, lowest), highest))
     reason = "within minReplicas {} and maxReplicas {}"
     return bounded, Step(
         name="bounds", before=desired, after=bounded, reason=reason, numbers=(goals.min_replicas, goals.max_replicas)
@@ -78,7 +82,7 @@ def bound(desired: float, *, active: bool, goals: Goals) -> tuple[float, Step | 
 def reach(desired: float, *, view: ReplicaView | None, goals: Goals) -> tuple[float, Step | None]:
     """A count that the HPA can be moved to from the replicas that it sees."""
     status_replicas = None if view is None else view.status_replicas
-    if status_replicas is None or desired < 1:
+    if status_replicas is None or desired < 1 or desired == status_replicas:
         return desired, None
     count = reachable(math.ceil(desired - 1e-9), status_replicas, goals.hpa_tolerance, goals.max_replicas)
     if count == desired:

@@ -65,6 +65,8 @@ class Pilot:
     _sync_at_seconds: float = NEVER
     _poll_at_seconds: float = NEVER
     _seen: tuple[int, int, int, int] = (-1, -1, -1, -1)
+    _weighed: tuple[float, float, int] = (0.0, 0.0, 0)
+    _is_content: bool = False
     _memoryless: bool = False
 
     def begin(self, world: World) -> float:
@@ -129,7 +131,10 @@ class Pilot:
                     )
                 return
         self._seen = seen
-        sample = self._use(world, now_seconds) if self.sees_use_only else self._counts(world, now_seconds)
+        if self.sees_use_only:
+            sample = self._use(world, now_seconds)
+        else:
+            sample = self._counts(arrived, completed, waiting, now_seconds)
         decision, self.memory = decide(
             self.policy,
             self.goals,
@@ -146,8 +151,7 @@ class Pilot:
         self._sample_at_seconds = next_at_seconds
         self._act(world, decision, last, now_seconds)
 
-    def _counts(self, world: World, now_seconds: float) -> Sample:
-        arrived, completed, waiting = world.arrived, world.completed, world.waiting
+    def _counts(self, arrived: int, completed: int, waiting: int, now_seconds: float) -> Sample:
         counters = self.sees_counters
         return Sample(
             at_seconds=now_seconds,
@@ -221,6 +225,10 @@ class Pilot:
 
     def _contents(self, decision: Decision, replicas: int) -> bool:
         """Whether a sync would leave so many replicas alone."""
-        hpa, metric = self._hpa, Metric(decision.metric_value, decision.target_value)
-        proposal = metric_proposal(hpa, metric, Scale(replicas, replicas, replicas))
-        return proposal is None or min(max(proposal, hpa.min_replicas), hpa.max_replicas) == replicas
+        weighed = (decision.metric_value, decision.target_value, replicas)
+        if weighed != self._weighed:  # most answers are those of before
+            hpa, metric = self._hpa, Metric(decision.metric_value, decision.target_value)
+            proposal = metric_proposal(hpa, metric, Scale(replicas, replicas, replicas))
+            self._is_content = proposal is None or min(max(proposal, hpa.min_replicas), hpa.max_replicas) == replicas
+            self._weighed = weighed
+        return self._is_content

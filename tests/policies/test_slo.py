@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_price_can_be_told_at_whatever_its_floor_is(
     monkeypatch.setattr(slo, "FLOOR", floor)
     for wait_seconds, debt in product((1.0, 600.0), (-1e9, 0.0, 1e9)):
         goals = Goals(target_value=1.0, wait_seconds=wait_seconds, attainment=attainment)
-        known = NOTHING_KNOWN._replace(debt=debt)
+        known = replace(NOTHING_KNOWN, debt=debt)
         price = slo._price(known, goals, slo._starting(known, goals), 0.0)
         assert price.seconds > 0
         assert math.isfinite(price.seconds)
