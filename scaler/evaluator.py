@@ -20,10 +20,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from random import Random
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from scaler.core import rails, warm_pool
-from scaler.core.decide import Believing, Memory, Policy, decide
+from scaler.core.decide import Memory, Policy, decide
 from scaler.core.estimate import Estimates
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.errors import (
@@ -102,6 +102,14 @@ class Keeping(Protocol):
         dry_run_desired: int | None = None,
     ) -> None:
         """Take note of one evaluation."""
+
+
+@runtime_checkable
+class Believing(Protocol):
+    """A policy that knows which replicas should be there where nobody sees them."""
+
+    def believed(self, state: Any, last: Decision, sample: Sample, goals: Goals, *, now_seconds: float) -> ReplicaView:
+        """What the last decision has led to by now, as far as `state` and its `sample` tell."""
 
 
 class Stream:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeVar
 
 from scaler.core import rails
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
@@ -64,14 +64,6 @@ class Policy(Protocol[StateT]):
 
     def propose(self, situation: Situation, state: StateT) -> Proposal[StateT]:
         """The answer to one fresh sample. Pure; must not depend on how often it is called."""
-
-
-@runtime_checkable
-class Believing(Protocol):
-    """A policy that knows which replicas should be there where nobody sees them."""
-
-    def believed(self, state: Any, last: Decision, sample: Sample, goals: Goals, *, now_seconds: float) -> ReplicaView:
-        """What the last decision has led to by now, as far as `state` and its `sample` tell."""
 
 
 @value_class(frozen=True, slots=True, kw_only=True)

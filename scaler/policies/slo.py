@@ -28,7 +28,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any
 
 from scaler.core.decide import Proposal, Situation
 from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, updated
@@ -203,7 +203,8 @@ class Slo:
         )
 
 
-class _Start(NamedTuple):
+@value_class(frozen=True, slots=True)
+class _Start:
     """What one replica does that is not there yet; when it serves follows a logistic distribution."""
 
     lead_seconds: float  # from its creation
@@ -247,7 +248,8 @@ def _starting(known: Estimates, goals: Goals) -> _Start:
     )
 
 
-class _Price(NamedTuple):
+@value_class(frozen=True, slots=True)
+class _Price:
     """What one late request costs, and what follows from it."""
 
     seconds: float  # GPU-seconds

@@ -44,7 +44,9 @@ def test_the_policy_still_serves_everybody_with_any_constant_halved_or_doubled(c
 
 
 def test_a_variant_that_can_not_decide_is_told_from_one_that_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(slo.Slo):
+    class Broken:
+        decides_replicas, problems, start = slo.POLICY.decides_replicas, slo.POLICY.problems, slo.POLICY.start
+
         def propose(self, situation: Situation, state: slo.SloState) -> Proposal[slo.SloState]:
             raise StatisticsError(f"{situation.now_seconds} {state}")
 
