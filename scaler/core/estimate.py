@@ -29,6 +29,7 @@ _MOST_BATCHES = 96  # arrivals that still wait, by sample; older neighbours are 
 _MOST_RECENT = 24  # arrivals, by sample, from which the level of demand is told
 _COMPLETIONS_KEPT = 300.0  # service seconds are the mean of about so many completions
 _COLD_STARTS_KEPT = 20.0
+_NEAR_KEPT = 200.0  # waits near the promise
 _ERRORS_KEPT = 40.0  # forecast errors, in windows of one cold start
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
 COLD_START_FIRST_VARIATION = 0.25
@@ -68,6 +69,8 @@ class Estimates:
     batches: tuple[tuple[float, float], ...] = ()  # (arrived so far, at): those that still wait
     counted: float = 0.0  # requests whose wait is known, about the last day
     missed: float = 0.0
+    just_in_time: float = 0.0  # requests whose wait ended about one interval before the promise did, and ...
+    just_late: float = 0.0  # ... after it
     recent: tuple[tuple[float, float], ...] = ()  # (arrived before, at) of arrivals, newest last, older ones thinned
     debt: float = DEBT_FIRST  # misses beyond what was promised; negative: credit
     hour: int = -1
@@ -174,7 +177,7 @@ def updated(
 
     arrived = known.arrived + arrivals
     started = max(arrived - waiting, 0.0)
-    batches, counted, missed = _waits(
+    batches, counted, missed, just_in_time, just_late = _waits(
         known, goals, arrived, started, now_seconds=now_seconds, recent_seconds=recent_seconds, purged=purged
     )
     recent = known.recent
@@ -183,10 +186,8 @@ def updated(
         if len(recent) > _MOST_RECENT:
             half = _MOST_RECENT // 2
             recent = (*recent[:half:2], *recent[half:])
-    counted_before, missed_before = known.counted, known.missed
-    if counted:
-        fade = math.exp(-elapsed_seconds / _DAY_SECONDS)
-        counted_before, missed_before = counted_before * fade, missed_before * fade
+    fade = math.exp(-elapsed_seconds / _DAY_SECONDS)
+    counted_before, missed_before = known.counted * fade, known.missed * fade
 
     window_at, window_arrived = known.window_at_seconds, known.window_arrived + arrivals
     window_forecast = known.window_forecast
@@ -260,6 +261,8 @@ def updated(
         batches,
         counted_before + counted,
         missed_before + missed,
+        just_in_time,
+        just_late,
         recent,
         max(known.debt + missed - (1.0 - goals.attainment) * counted, least_debt),
         hour,
@@ -389,19 +392,22 @@ def _waits(
     now_seconds: float,
     recent_seconds: float,
     purged: bool,
-) -> tuple[tuple[tuple[float, float], ...], float, float]:
-    """(batches that still wait, requests that started, those of them that had waited too long).
+) -> tuple[tuple[tuple[float, float], ...], float, float, float, float]:
+    """(batches that still wait, requests that started, those of them that had waited too long, near misses and hits).
 
-    First in, first out: what started is the oldest. Both ends of a wait are known to one sampling interval; a
-    wait whose interval spans the promise counts as missed by the share of it beyond.
+    First in, first out: what started is the oldest. Both ends of a wait are known to one sampling interval only. How
+    likely a wait within one interval of the promise is beyond it, is told by how many end an interval sooner and
+    later: whoever starts replicas just in time has most waits end just before.
     """
+    just_in_time, just_late = known.just_in_time, known.just_late
     batches = known.batches
     if arrived > known.arrived:
         batches = (*batches, (arrived, now_seconds - 0.5 * recent_seconds))
     if not batches:
-        return batches, 0.0, 0.0
+        return batches, 0.0, 0.0, just_in_time, just_late
     if purged:
-        return ((arrived, now_seconds),) if arrived > started else (), 0.0, 0.0
+        left = ((arrived, now_seconds),) if arrived > started else ()
+        return left, 0.0, 0.0, just_in_time, just_late
     counted, missed, before, done = 0.0, 0.0, known.started, 0
     limit_seconds = math.inf if goals.wait_seconds is None else goals.wait_seconds
     for until, at_seconds in batches:
@@ -411,14 +417,46 @@ def _waits(
         if part > 0:
             counted += part
             wait_seconds = now_seconds - 0.5 * recent_seconds - at_seconds
-            missed += part * min(max((wait_seconds - limit_seconds) / recent_seconds + 0.5, 0.0), 1.0)
+            off = (wait_seconds - limit_seconds) / recent_seconds
+            if off >= 1.0:
+                missed += part
+            elif off > -1.0:
+                missed += part * _late_share(off, just_in_time, just_late)
+            # What came and began between two looks is no wait that nearly was too long.
+            if 0.5 <= abs(off) <= 1.5 and wait_seconds > 0.5 * recent_seconds:
+                if off < 0:
+                    just_in_time += part
+                else:
+                    just_late += part
+                if just_in_time + just_late > _NEAR_KEPT:
+                    just_in_time, just_late = 0.5 * just_in_time, 0.5 * just_late
         before = max(before, min(until, started))
         if until <= started:
             done += 1
     batches = batches[done:]
     if len(batches) > _MOST_BATCHES:
         batches = batches[1::2] if len(batches) % 2 == 0 else (batches[0], *batches[2::2])
-    return batches, counted, missed
+    return batches, counted, missed, just_in_time, just_late
+
+
+def _late_share(off: float, just_in_time: float, just_late: float) -> float:
+    """How likely a wait is beyond the promise that is seen `off` sampling intervals (-1 to 1) beyond it.
+
+    Both its ends are uniform within an interval, so it is off by a triangular error; and waits thin out by e to the
+    `slope` each interval, as their numbers one interval before and after the promise say.
+    """
+    slope = min(max(0.5 * math.log((just_in_time + 1.0) / (just_late + 1.0)), -2.0), 4.0)
+    if abs(slope) < 0.01:
+        return 0.5 * (1.0 + off) ** 2 if off < 0 else 1.0 - 0.5 * (1.0 - off) ** 2
+    square = slope * slope
+    above = 1.0 / slope - (1.0 - math.exp(-slope)) / square  # of e^(-slope u) (1 - |u|), u from 0 to 1
+    below = (math.exp(slope) - 1.0) / square - 1.0 / slope  # ... from -1 to 0
+    thin = math.exp(slope * off)
+    if off < 0:
+        beyond = math.exp(-slope) / square + thin * (1.0 + off) / slope - thin / square
+    else:
+        beyond = above - 1.0 / slope - 1.0 / square + thin * (1.0 - off) / slope + thin / square
+    return beyond / (above + below)
 
 
 def _hours(

@@ -4,9 +4,9 @@ Everything follows from one price: what one late request costs, in GPU-seconds. 
 misses that it averts cost more than it does, and kept for as long as being without it would cost more than keeping
 it. A closed loop moves the price until the promise is just kept: all it sees is the error budget, left or overspent.
 
-1. Price. At first that at which a replica held for one request makes the promise just worth keeping (the newsvendor's
-   critical ratio); e times as much for each few misses over the budget. It starts as if a few had been made: careful
-   first, lazy once it has seen enough.
+1. Price. At first that at which a replica held, or where there is time for it started, for a request makes the promise
+   just worth keeping (the newsvendor's critical ratio); e times as much for each few misses, or each crowd of them,
+   over the budget. It starts as if a few had been made: careful first, lazy once it has seen enough.
 2. Need. What waits, batch by batch, each by its deadline, and what arrives before a replica started later could
    help it, against what the replicas that serve and that start will have begun by then. When a replica will serve
    is a distribution, so more are started where deadlines are near a cold start away, up to one for each request,
@@ -43,6 +43,8 @@ KEDA_COOLDOWN_SECONDS = 300.0  # what is let go may stay for so long unless cool
 HPA_SPREAD_SECONDS = 4.3  # ... and its standard deviation
 BUDGET_FIRST = 3.0  # misses over the budget that make the price e times as high
 BUDGET_SHARE = 0.2  # ... or this share of what a day's requests may miss, where that is more
+BUDGET_CROWD = 0.3  # ... or this share of a crowd: one that comes as a surprise is late as a whole, and one surprise
+MOST_OVER = 100.0  # times what a kept slot is first worth: a surprise must not make the price astronomic
 FLOOR = 1.2  # a replica that works through one whole wait always pays for itself, with this margin
 BATCHES_LOOKED_AT = 5
 LEAST_GAIN = 0.1  # requests a replica must be expected to begin in time to be started at all, whatever the price
@@ -258,12 +260,22 @@ class _Price:
 
 
 def _price(known: Estimates, goals: Goals, start: _Start, now_seconds: float) -> _Price:
+    """The price that a controller on the error budget sets: e times as high for each few misses over it.
+
+    It begins between two others, the nearer to the first the likelier a replica started on demand is too late. Where
+    it surely is, only replicas that are kept help: a slot held through one service is worth it for a share
+    `attainment` of the requests (the newsvendor's critical ratio). Where it never is, the price at which a start
+    averts what it costs lies between that at which all it begins would else be late and that at which as few would be
+    as may; the geometric mean of the two.
+    """
     miss = 1.0 - goals.attainment
     debt = known.debt + known.overdue(now_seconds, start.wait_seconds)
-    unit = max(BUDGET_FIRST, BUDGET_SHARE * miss * known.counted)
+    unit = max(BUDGET_FIRST, BUDGET_SHARE * miss * known.counted, BUDGET_CROWD * known.crowd)
     floor = FLOOR * start.lead_seconds / start.in_time
-    first = max(start.slots / start.speed * goals.attainment / miss, floor)
-    seconds = max(first * math.exp(min(debt / unit, 20.0)), floor)
+    late = _late(start)
+    to_keep = max(start.slots / start.speed * goals.attainment / miss, floor)
+    first = to_keep**late * (floor / math.sqrt(miss)) ** (1.0 - late)
+    seconds = max(min(first * math.exp(min(debt / unit, 20.0)), MOST_OVER * to_keep), floor)
     wrong = start.lead_seconds / (seconds * start.in_time)
     margin = _NORMAL.inv_cdf(1.0 - min(max(wrong, 1e-4), 0.5)) * _SERVICE_DEVIATION  # no quantile below the median
     return _Price(seconds, unit * math.log(floor / first), margin)
@@ -285,6 +297,11 @@ def _level(known: Estimates, start: _Start, price: _Price) -> int:
     return math.ceil(most - 1e-9)
 
 
+def _late(start: _Start) -> float:
+    """How likely a replica that is asked for when a request comes is too late for it."""
+    return 1.0 / (1.0 + math.exp(min((start.wait_seconds - start.new_seconds) / start.scale_seconds, 50.0)))
+
+
 def _letting_go(load: float, start: _Start, price: _Price) -> tuple[float, ...]:
     """What it costs, for each group of levels, to be without a replica when its level is used again.
 
@@ -292,7 +309,7 @@ def _letting_go(load: float, start: _Start, price: _Price) -> tuple[float, ...]:
     time only its idle share is saved), and what it makes late.
     """
     lead_seconds, slack_seconds = start.lead_seconds, start.wait_seconds - start.new_seconds
-    late = 1.0 / (1.0 + math.exp(min(slack_seconds / start.scale_seconds, 50.0)))
+    late = _late(start)
     # Many at once may avert on demand what one that is kept would; with what each miss costs, less relied upon.
     averted = min(price.seconds, lead_seconds / max(start.on_demand, 1e-9))
     missing = late * start.in_time * math.sqrt(price.seconds * averted)

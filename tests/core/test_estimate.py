@@ -108,6 +108,38 @@ def test_waits_are_told_from_the_order_of_arrival() -> None:
     assert known.debt > 0
 
 
+@pytest.mark.parametrize("hugging_seconds", [2.0, 5.0, 1_000.0], ids=["steeply", "less so", "evenly"])
+def test_misses_are_told_where_most_waits_end_just_in_time(hugging_seconds: float) -> None:
+    """Looked at every 5 s, a wait of 19 s looks like one of 21: how waits thin out around the promise tells which."""
+    chance = random.Random(4)
+    known, looks = NOTHING_KNOWN, 400 * 12
+    span = 1.0 - math.exp(-20.0 / hugging_seconds)  # waits from 10 to 30 s
+    waits = [10.0 - hugging_seconds * math.log(1.0 - span * chance.random()) for _ in range(400)]
+    began_at = [60.0 * index + 10.0 * chance.random() for index in range(400)]
+    for look in range(looks):
+        now_seconds = 5.0 * look
+        index = min(int(now_seconds // 60.0), 399)
+        came_at, served_at = began_at[index], began_at[index] + waits[index]
+        waiting = came_at <= now_seconds < served_at
+        busy = served_at <= now_seconds < served_at + 5.0
+        arrived = index + (came_at <= now_seconds)
+        one = sample(now_seconds, float(waiting), float(busy), arrived, arrived - waiting - busy)
+        known = updated(known, one, GOALS, ready=1, cold_starts_seconds=(), waking=False, now_seconds=one.at_seconds)
+    misses = sum(wait > 20.0 for wait in waits)
+    fade = 86_400.0 / 24_000.0 * (1.0 - math.exp(-24_000.0 / 86_400.0))  # what is counted is about a day's
+    assert known.missed == pytest.approx(misses * fade, rel=0.25, abs=3.0)
+
+
+def test_what_is_counted_is_about_the_last_day_however_seldom_something_comes() -> None:
+    known = NOTHING_KNOWN
+    for hour in range(24 * 20):  # one request an hour, looked at while it is there
+        for second in (0.0, 5.0, 10.0):
+            there = second == 5.0
+            at = 3_600.0 * hour + second
+            known = fed(known, sample(at, float(there), 0.0, hour + float(second > 0), hour + float(second > 5)))
+    assert known.counted == pytest.approx(24.0, rel=0.1)
+
+
 def test_a_counter_that_restarts_loses_one_sample_and_nothing_else() -> None:
     before = fed(NOTHING_KNOWN, *steady(), ready=10)
     last = steady()[-1]
