@@ -136,13 +136,14 @@ def updated(
     ready: int,
     cold_starts_seconds: Sequence[float],
     waking: bool,
+    blind: bool = False,
     now_seconds: float,
     least_debt: float = -math.inf,
 ) -> Estimates:
     """With one more sample.
 
     `ready`: replicas that serve, seen or believed. `waking`: none serves and one was asked for, so that the
-    first request picked up tells a cold start where nobody sees replicas.
+    first request picked up tells a cold start where nobody sees replicas. `blind`: nobody does.
     """
     before_seconds = known.at_seconds
     waiting, in_flight = _split(known, sample, goals, ready)
@@ -157,11 +158,16 @@ def updated(
     else:
         interval_seconds += 0.05 * (min(elapsed_seconds, 60.0) - interval_seconds)
     busy = 0.5 * (known.in_flight + in_flight) * recent_seconds
+    change = waiting - known.waiting
+    # While something waits, what is in flight is as many slots as there are thought to be. Where those are only
+    # believed in, one more that is believed in tells nothing of what arrived.
+    if not (blind and sample.in_flight is None and min(sample.waiting or 0.0, known.waiting) > 0):
+        change += in_flight - known.in_flight
     arrivals, completions, purged = _flows(
         known,
         sample,
         goals,
-        waiting + in_flight - known.waiting - known.in_flight,
+        change,
         busy_slot_seconds=busy,
         recent_seconds=recent_seconds,
     )

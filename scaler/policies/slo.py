@@ -138,6 +138,7 @@ class Slo:
             ready=view.ready,
             cold_starts_seconds=view.cold_starts_seconds,
             waking=blind and asked > 0 and state.woken and (view.ready == 0 or before.waking_since_seconds is not None),
+            blind=blind,
             least_debt=price.least_debt,
             now_seconds=now_seconds,
         )
