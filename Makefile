@@ -30,6 +30,13 @@ help: ## this list
 demo: $(VENV)/.demo ## a queue, bursts, simulated GPU pods and the scaler, for DURATION seconds (90)
 	$(BIN)/pilotlight demo --duration $(DURATION)
 
+.PHONY: wheel-compiled
+wheel-compiled: $(VENV)/.test ## a wheel with machine code for this platform in it, checked against the sources, into dist/
+	rm -rf build/wheel && mkdir -p build/wheel dist
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w build/wheel .
+	$(BIN)/python -m tests.compiled --check build/wheel/*.whl
+	mv build/wheel/*.whl dist/
+
 # --- testing it -------------------------------------------------------------------------------------------------------
 
 .PHONY: test

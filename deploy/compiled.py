@@ -33,7 +33,7 @@ def __class_getitem__(cls, item: object) -> object:
 SETUP = """
 from setuptools import setup
 from mypyc.build import mypycify
-setup(name="compiled", packages=[], ext_modules=mypycify({modules!r}, opt_level="2", group_name="scaler"))
+setup(name="compiled", packages=[], ext_modules=mypycify({modules!r}, opt_level="2", group_name="pilotlight"))
 """
 
 

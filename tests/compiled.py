@@ -1,18 +1,21 @@
 """A copy of the package whose hot modules are machine code, for runs of hours: `python -m tests.compiled FOLDER`.
 
 With FOLDER first on PYTHONPATH the same program runs several times as fast (deploy/compiled.py says how). The figures
-are the same to the last bit, which is checked on one run each time something was compiled. Needs a C compiler; whoever
-has none does without.
+are the same to the last bit, which is checked on one run each time something was compiled; `--check WHEEL` checks a
+wheel that has machine code in it likewise. Needs a C compiler; whoever has none does without.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZipFile
 
 from deploy import compiled
 
@@ -71,6 +74,26 @@ def check(folder: Path) -> None:
         raise RuntimeError(f"compiled: {figures}, as it is: {expected}: these must be the same")
 
 
+def check_wheel(wheel: Path) -> None:
+    """That a wheel's machine code gives the same figures as the sources here. Raises RuntimeError where not."""
+    with TemporaryDirectory(prefix="pilotlight-") as folder:
+        with ZipFile(wheel) as archive:
+            archive.extractall(folder)
+        check(Path(folder))
+
+
+def main() -> None:
+    """Build a folder, or check a wheel."""
+    parser = argparse.ArgumentParser(prog="python -m tests.compiled", description=__doc__)
+    parser.add_argument("path", type=Path, help="the folder to fill, or the wheel")
+    parser.add_argument("--check", action="store_true", help="the path is a wheel: only check it")
+    chosen = parser.parse_args()
+    if chosen.check:
+        check_wheel(chosen.path.resolve())
+        print("the same figures to the last bit", file=sys.stderr)
+    else:
+        print("compiled" if build(chosen.path.resolve()) else "compiled before", file=sys.stderr)
+
+
 if __name__ == "__main__":
-    made = build(Path(sys.argv[1]).resolve())
-    print("compiled" if made else "compiled before", file=sys.stderr)
+    main()
