@@ -50,8 +50,12 @@ def measure(*, rounds: int = 5_000) -> float:
     return statistics.median(took) * 1e6
 
 
-def measured(package: Path, *, compiled: bool) -> float:
-    """The same in a process of its own, with the package in this folder. Raises RuntimeError where that is another."""
+def measured(package: Path, *, compiled: bool, runs: int = 5) -> list[float]:
+    """The same in processes of its own, of the package in this folder. Raises RuntimeError where that is another."""
+    return [_measured(package, compiled=compiled) for _ in range(runs)]
+
+
+def _measured(package: Path, *, compiled: bool) -> float:
     words = [sys.executable, "-P", "-m", "tests.bench.decision"]
     environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{ROOT}"}
     done = subprocess.run(words, env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
