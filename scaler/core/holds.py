@@ -74,7 +74,11 @@ def in_use(
 
 def moved(before: tuple[float, ...], now: tuple[float, ...]) -> bool:
     """Whether any cost moved by more than a twentieth: below that the timeouts are near enough."""
-    return any(not -0.05 * old - 0.1 <= new - old <= 0.05 * old + 0.1 for old, new in zip(before, now, strict=True))
+    for old, new in zip(before, now, strict=True):
+        near = 0.05 * old + 0.1
+        if not -near <= new - old <= near:
+            return True
+    return False
 
 
 def held(known: Holds, now_seconds: float, *, kept_after_last_seconds: float = 0.0) -> tuple[int, float]:
