@@ -9,8 +9,8 @@ it. A closed loop moves the price until the promise is just kept: all it sees is
    over the budget. It starts as if a few had been made: careful first, lazy once it has seen enough.
 2. Need. What waits, batch by batch, each by its deadline, and what arrives before a replica started later could
    help it, against what the replicas that serve and that start will have begun by then. When a replica will serve
-   is a distribution, so more are started where deadlines are near a cold start away, up to one for each request,
-   and none where nothing started now can help. What is in time anyway starts nothing: where the wait is longer than
+   is a distribution, so more are started where deadlines are near a cold start away, up to one for each request
+   and those of its crowd, and none where nothing started now can help. What is in time anyway starts nothing: where the wait is longer than
    a cold start, being lazy is free.
 3. Hold. The level of demand is how many replicas would have been enough for what arrived, had they always been there
    (not how many there are requests: late replicas make queues that no early one would have). Every level remembers
@@ -334,6 +334,7 @@ def _need(
     slots, speed, wait_seconds = start.slots, start.speed, start.wait_seconds
     busy = max(math.ceil(in_flight / slots - 1e-9), 1)
     rate = max(known.short.value, 0.5 * (known.short.value + known.long.value))
+    crowd = known.crowd - 1.0
     pace = view.ready * speed
     free = max(view.ready * slots - in_flight, 0.0)
     starting, groups = len(view.starting_at_seconds), _serving_in(view, start, now_seconds)
@@ -349,13 +350,14 @@ def _need(
     def worth(requests: float, late: float, gain: float) -> int:
         """How many replicas, each of which starts `gain` of the `late` requests in time, avert more than they cost.
 
-        With those that start already never more than all of these requests could keep busy.
+        With those that start already never more than all of these requests, and those that a crowd usually brings
+        with them, could keep busy.
         """
         if gain < LEAST_GAIN or gain * price.seconds < start.lead_seconds:
             return 0
         whole = int(late / gain)
         wanted = whole + ((late - whole * gain) * price.seconds >= start.lead_seconds)
-        return max(min(wanted, math.ceil(requests / slots) - starting), 0)
+        return max(min(wanted, math.ceil((requests + crowd) / slots - 1e-9) - starting), 0)
 
     extra, most = 0, 0.0
     started = known.started
