@@ -103,8 +103,11 @@ class Estimates:
 
     @property
     def crowd(self) -> float:
-        """How many requests a request finds about it, within one cold start: what one surprise can make late."""
-        return self.crowd_squares / self.crowd_base if self.crowd_base else 1.0
+        """How many requests a request finds within one cold start, itself included: what one surprise can make late.
+
+        0: none was seen yet.
+        """
+        return self.crowd_squares / self.crowd_base if self.crowd_base else 0.0
 
     @property
     def achieved(self) -> float | None:

@@ -10,8 +10,8 @@ it. A closed loop moves the price until the promise is just kept: all it sees is
 2. Need. What waits, batch by batch, each by its deadline, and what arrives before a replica started later could
    help it, against what the replicas that serve and that start will have begun by then. When a replica will serve
    is a distribution, so more are started where deadlines are near a cold start away, up to one for each request
-   and those of its crowd, and none where nothing started now can help. What is in time anyway starts nothing: where the wait is longer than
-   a cold start, being lazy is free.
+   and a crowd more, and none where nothing started now can help. What is in time anyway starts nothing: where the
+   wait is longer than a cold start, being lazy is free.
 3. Hold. The level of demand is how many replicas would have been enough for what arrived, had they always been there
    (not how many there are requests: late replicas make queues that no early one would have). Every level remembers
    when it was last asked for and how long the gaps in between were. A gap costs its length if the replica is kept,
@@ -334,7 +334,7 @@ def _need(
     slots, speed, wait_seconds = start.slots, start.speed, start.wait_seconds
     busy = max(math.ceil(in_flight / slots - 1e-9), 1)
     rate = max(known.short.value, 0.5 * (known.short.value + known.long.value))
-    crowd = known.crowd - 1.0
+    crowd = known.crowd
     pace = view.ready * speed
     free = max(view.ready * slots - in_flight, 0.0)
     starting, groups = len(view.starting_at_seconds), _serving_in(view, start, now_seconds)
@@ -350,8 +350,8 @@ def _need(
     def worth(requests: float, late: float, gain: float) -> int:
         """How many replicas, each of which starts `gain` of the `late` requests in time, avert more than they cost.
 
-        With those that start already never more than all of these requests, and those that a crowd usually brings
-        with them, could keep busy.
+        With those that start already never more than all of these requests, and a crowd such as usually comes, could
+        keep busy: for a single one that makes two, of which the sooner serves it.
         """
         if gain < LEAST_GAIN or gain * price.seconds < start.lead_seconds:
             return 0

@@ -35,7 +35,7 @@ def most_of_use(decision: Decision, before: SloState, after: SloState, goals: Go
         return 0
     waiting, in_flight, rate, _, ready, starting = (float(number) for number in need.numbers)
     expected = rate * (before.estimates.cold_start(goals)[0] + HPA_WAIT_SECONDS)
-    of_use = math.ceil((waiting + expected + after.estimates.crowd - 1.0) / goals.concurrency + 1e-6)
+    of_use = math.ceil((waiting + expected + after.estimates.crowd) / goals.concurrency + 1e-6)
     return int(max(ready + max(of_use, starting), math.ceil(in_flight / goals.concurrency), 1))
 
 
