@@ -92,7 +92,7 @@ def held(known: Holds, now_seconds: float, *, kept_after_last_seconds: float = 0
         floor = used[index + 1][0] if index + 1 < len(used) else 0
         top = level
         while top > floor:
-            group = group_of(top)
+            group = min((top - 1).bit_length(), GROUPS - 1)  # group_of, without the call
             timeout_seconds = timeouts[group] if group else timeouts[0] - kept_after_last_seconds
             if idle_seconds < timeout_seconds:
                 return top, at_seconds + timeout_seconds
@@ -110,12 +110,14 @@ def timeouts_of(gaps: tuple[tuple[float, ...], ...], letting_go: tuple[float, ..
             continue
         best_cost, best_seconds = cost_of_one * total, 0.0
         kept_cost, left = 0.0, total
-        for index, edge_seconds in enumerate(_EDGES):
-            kept_cost += row[index] * _MIDDLES[index]
-            left -= row[index]
+        for count, middle_seconds, edge_seconds in zip(row, _MIDDLES, _EDGES, strict=False):  # but the longest
+            kept_cost += count * middle_seconds
+            left -= count
             cost = kept_cost + left * (edge_seconds + cost_of_one)
             if cost < best_cost:
                 best_cost, best_seconds = cost, edge_seconds
+            if left == 0:
+                break  # no gap was longer
         timeouts.append((TRUSTED * cost_of_one + total * best_seconds) / (TRUSTED + total))
     return tuple(timeouts)
 

@@ -219,6 +219,7 @@ class _Start:
     wait_seconds: float
     in_time: float  # requests that a replica which is there begins within the wait
     on_demand: float  # ... and one that is asked for now
+    late: float  # how likely that one is too late for a request that comes now
 
 
 def _begun(spare_seconds: float, scale_seconds: float, slots: float, speed: float) -> float:
@@ -238,6 +239,7 @@ def _starting(known: Estimates, goals: Goals) -> _Start:
     new_seconds, scale_seconds = lead_seconds + HPA_WAIT_SECONDS, _SCALE * deviation_seconds
     slots, wait_seconds = goals.concurrency, goals.wait_seconds or 0.0
     speed = slots / known.service_seconds(goals)
+    spare_seconds = wait_seconds - new_seconds
     return _Start(
         lead_seconds,
         new_seconds,
@@ -247,7 +249,8 @@ def _starting(known: Estimates, goals: Goals) -> _Start:
         speed,
         wait_seconds,
         slots + speed * wait_seconds,
-        _begun(wait_seconds - new_seconds, scale_seconds, slots, speed),
+        _begun(spare_seconds, scale_seconds, slots, speed),
+        1.0 / (1.0 + math.exp(min(spare_seconds / scale_seconds, 50.0))),
     )
 
 
@@ -273,7 +276,7 @@ def _price(known: Estimates, goals: Goals, start: _Start, now_seconds: float) ->
     debt = known.debt + known.overdue(now_seconds, start.wait_seconds)
     unit = max(BUDGET_FIRST, BUDGET_SHARE * miss * known.counted, BUDGET_CROWD * known.crowd)
     floor = FLOOR * start.lead_seconds / start.in_time
-    late = _late(start)
+    late = start.late
     to_keep = max(start.slots / start.speed * goals.attainment / miss, floor)
     first = to_keep**late * (floor / math.sqrt(miss)) ** (1.0 - late)
     seconds = max(min(first * math.exp(min(debt / unit, 20.0)), MOST_OVER * to_keep), floor)
@@ -298,11 +301,6 @@ def _level(known: Estimates, start: _Start, price: _Price) -> int:
     return math.ceil(most - 1e-9)
 
 
-def _late(start: _Start) -> float:
-    """How likely a replica that is asked for when a request comes is too late for it."""
-    return 1.0 / (1.0 + math.exp(min((start.wait_seconds - start.new_seconds) / start.scale_seconds, 50.0)))
-
-
 def _letting_go(load: float, start: _Start, price: _Price) -> tuple[float, ...]:
     """What it costs, for each group of levels, to be without a replica when its level is used again.
 
@@ -310,18 +308,23 @@ def _letting_go(load: float, start: _Start, price: _Price) -> tuple[float, ...]:
     time only its idle share is saved), and what it makes late.
     """
     lead_seconds, slack_seconds = start.lead_seconds, start.wait_seconds - start.new_seconds
-    late = _late(start)
     # Many at once may avert on demand what one that is kept would; with what each miss costs, less relied upon.
     averted = min(price.seconds, lead_seconds / max(start.on_demand, 1e-9))
-    missing = late * start.in_time * math.sqrt(price.seconds * averted)
+    missing = start.late * start.in_time * math.sqrt(price.seconds * averted)
+    all_of_it = lead_seconds + missing
     if slack_seconds <= 0:
-        return (lead_seconds + missing,) * len(MIDDLES)
-    return tuple(
-        [
-            max(lead_seconds - slack_seconds * (1.0 - min(max(load - level + 1.0, 0.0), 1.0)), 0.0) + missing
-            for level in MIDDLES
-        ]
-    )
+        return (all_of_it,) * len(MIDDLES)
+    idle_only = max(lead_seconds - slack_seconds, 0.0) + missing
+    costs = []
+    for level in MIDDLES:
+        used = load - level + 1.0  # the share of the time that it is in use, below 0 and above 1 as these
+        if used <= 0.0:
+            costs.append(idle_only)
+        elif used >= 1.0:
+            costs.append(all_of_it)
+        else:
+            costs.append(max(lead_seconds - slack_seconds * (1.0 - used), 0.0) + missing)
+    return tuple(costs)
 
 
 def _need(
@@ -337,7 +340,12 @@ def _need(
     crowd = known.crowd
     pace = view.ready * speed
     free = max(view.ready * slots - in_flight, 0.0)
-    starting, groups = len(view.starting_at_seconds), _serving_in(view, start, now_seconds)
+    starting = len(view.starting_at_seconds)
+    # What arrives before a replica that is started later could help it.
+    blind_seconds = min(2.0 * max(start.new_seconds + start.deviation_seconds - wait_seconds, 0.0), start.new_seconds)
+    if waiting == 0 and rate * blind_seconds <= free + pace * wait_seconds:  # the most common case: all is in time
+        return busy, _WHY, (waiting, in_flight, rate, 0.0, view.ready, starting)
+    groups = _serving_in(view, start, now_seconds)
 
     def lacking(requests: float, due_seconds: float, margin: float) -> float:
         """How many of the first `requests` won't have begun in `due_seconds`, with what is there."""
@@ -375,8 +383,6 @@ def _need(
         if late > 0:
             most = max(most, late)
             extra = max(extra, worth(until - started, late, gain))
-    # What arrives before a replica that is started later could help it.
-    blind_seconds = min(2.0 * max(start.new_seconds + start.deviation_seconds - wait_seconds, 0.0), start.new_seconds)
     for ahead_seconds, due_seconds in (
         (0.5 * blind_seconds, 0.5 * blind_seconds + wait_seconds),
         (blind_seconds, max(blind_seconds, start.new_seconds) + wait_seconds),  # and what is late, by as long again
@@ -388,7 +394,7 @@ def _need(
             gain = _begun(due_seconds - start.new_seconds, start.scale_seconds, slots, speed)
             extra = max(extra, worth(requests, late, gain))
     return (
-        view.ready + starting + extra if extra else busy,
+        max(view.ready + starting + extra, busy) if extra else busy,  # believed to serve may be fewer than are busy
         _WHY,
         (waiting, in_flight, rate, most, view.ready, starting),
     )

@@ -111,3 +111,17 @@ def test_a_queue_that_nobody_serves_starts_a_replica_for_each_request_at_most(
         decision, memory = look(memory, goals, waiting=float(requests), in_flight=0.0, view=view, at=at)
         starting += (at,) * (decision.desired_replicas - len(starting))
         assert decision.desired_replicas <= math.ceil(requests / concurrency)
+
+
+def test_one_more_that_waits_asks_for_no_less_where_more_are_busy_than_are_believed_to_serve() -> None:
+    goals = Goals(target_value=1.0, wait_seconds=1.0, attainment=0.5, max_replicas=2)
+    idle = Sample(at_seconds=0.0, metric_value=0.0, active=False, arrived_total=0.0)
+    _, memory = decide(POLICY, goals, Memory(state=POLICY.start()), sample=idle, view=None, now_seconds=0.0)
+    answers = []
+    for waiting in (0.0, 1.0):
+        busy = Sample(
+            at_seconds=5.0, metric_value=waiting + 2, active=True, waiting=waiting, in_flight=2.0, arrived_total=0.0
+        )
+        decision, _ = decide(POLICY, goals, memory, sample=busy, view=None, now_seconds=5.0)
+        answers.append(decision and decision.desired_replicas)
+    assert answers == [2, 2]
