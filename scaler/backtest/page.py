@@ -39,8 +39,9 @@ NAMES = {
 WAITS = {0.5: "W = L/2", 1.0: "W = L", 2.0: "W = 2 L"}
 LOOSE = 0.5  # of the allowed misses unused: the promise is kept with so much room that it cost too much
 CHOSEN = (
-    "On what the constants of `slo` were chosen: its price and its levels over generated patterns only, none of these "
-    "traces (commits da1179d, cbeb9c1, b9c752b). What is older (how unevenness and what waits are looked at, "
+    "On what the constants of `slo` were chosen: its price, its levels and how many start for a queue over generated "
+    "patterns only, none of these traces (commits da1179d, cbeb9c1, b9c752b, 01a4433, 08c9a6c, 682d977, 03e374a); "
+    "where to look, a former version of this page told. What is older (how unevenness and what waits are looked at, "
     "`LEAST_GAIN`) was tried on three of them, sparse, code and conversation, so their cells are not wholly blind."
 )
 COLUMNS = (
