@@ -106,7 +106,10 @@ class Keeping(Protocol):
 
 @runtime_checkable
 class Believing(Protocol):
-    """A policy that knows which replicas should be there where nobody sees them."""
+    """A policy that knows which replicas should be there where nobody sees them, and that can be asked for several."""
+
+    def rebased(self, state: Any) -> Any:
+        """`state` as it is for samples of other queues than before."""
 
     def believed(self, state: Any, last: Decision, sample: Sample, goals: Goals, *, now_seconds: float) -> ReplicaView:
         """What the last decision has led to by now, as far as `state` and its `sample` tell."""
@@ -1162,10 +1165,13 @@ def _decided_together(
     # Each source's readings confirm their own: a sibling that decides meanwhile has read nothing new of it.
     mine = workload.memory
     agreed = rails.agreeing(sample, before=mine.sample, confirmed=mine.confirmed, goals=workload.trigger.goals)
+    state, policy = before.state, workload.trigger.policy
+    if not joined and isinstance(policy, Believing):  # what another queue holds did not arrive just now
+        state = policy.rebased(state)
     decision, memory = decide(
-        workload.trigger.policy,
+        policy,
         _joint_goals([workload.trigger.goals, *(other.trigger.goals for other in others)]),
-        Memory(state=before.state, last=before.last, sample=before.sample, tentative=before.tentative),
+        Memory(state=state, last=before.last, sample=before.sample, tentative=before.tentative if joined else None),
         # Counters of other triggers than before tell nothing about what arrived in between.
         sample=_joint_sample(samples, counters=joined),
         view=view,

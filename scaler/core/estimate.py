@@ -29,6 +29,8 @@ _MOST_BATCHES = 96  # arrivals that still wait, by sample; older neighbours are 
 _MOST_RECENT = 24  # arrivals, by sample, from which the level of demand is told
 _COMPLETIONS_KEPT = 300.0  # service seconds are the mean of about so many completions
 _COLD_STARTS_KEPT = 20.0
+_LONGEST_SECONDS = 60.0  # between two samples from which service times are learned ...
+_LONGEST_INTERVALS = 10.0  # ... or so many usual intervals
 _NEAR_KEPT = 200.0  # waits near the promise
 _ERRORS_KEPT = 40.0  # forecast errors, in windows of one cold start
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
@@ -218,7 +220,8 @@ def updated(
         window_at, window_arrived, window_forecast = now_seconds, 0.0, short.value
 
     busy_sum, done_sum = known.busy_slot_seconds, known.completions
-    if not purged:
+    # How busy they were while nobody looked for long, both ends of it don't tell.
+    if not purged and recent_seconds <= max(_LONGEST_SECONDS, _LONGEST_INTERVALS * interval_seconds):
         busy_sum, done_sum = busy_sum + busy, done_sum + completions
         if done_sum > _COMPLETIONS_KEPT:
             busy_sum, done_sum = busy_sum * _COMPLETIONS_KEPT / done_sum, _COMPLETIONS_KEPT
@@ -373,6 +376,10 @@ def _flows(
     elif completions is None:
         completions = max(arrivals - change, 0.0)
     purged = bool(change < 0 and (completions or 0.0) > 10.0 * likely + 20.0)
+    if sample.in_flight is not None and sample.arrived_total is not None and sample.completed_total is not None:
+        # Counters that don't count what is purged: it is gone without having been completed.
+        lost = arrivals - (completions or 0.0) - change
+        purged = purged or lost > max(20.0, 0.5 * known.waiting)
     return arrivals, completions or 0.0, purged
 
 

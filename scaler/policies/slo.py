@@ -106,6 +106,10 @@ class Slo:
             bool(values.get("woken")),
         )
 
+    def rebased(self, state: SloState) -> SloState:
+        """For samples of other queues than before: what these hold did not arrive just now. What is learned stays."""
+        return replace(state, estimates=replace(state.estimates, at_seconds=None))
+
     def believed(
         self, state: SloState, last: Decision, sample: Sample, goals: Goals, *, now_seconds: float
     ) -> ReplicaView:
@@ -350,7 +354,7 @@ def _need(
     def lacking(requests: float, due_seconds: float, margin: float) -> float:
         """How many of the first `requests` won't have begun in `due_seconds`, with what is there."""
         begun = free + pace * max(due_seconds, 0.0)
-        if begun < requests:
+        if begun - margin * math.sqrt(begun) < requests:
             for ready_in, scale, count in groups:
                 begun += count * _begun(due_seconds - ready_in, scale, slots, speed)
         return min(requests - begun + margin * math.sqrt(begun), requests) if margin else requests - begun

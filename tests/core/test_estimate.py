@@ -155,6 +155,25 @@ def test_a_purge_is_not_taken_for_work_done() -> None:
     assert after.batches == ()
 
 
+def test_a_purge_that_no_counter_counts_is_not_taken_for_requests_begun_late() -> None:
+    before = fed(NOTHING_KNOWN, *steady(), ready=10)
+    at, done = 5.0 * 400, 10.0 * 400
+    flood = [sample(at + 5.0 * i, 1_000.0, 10.0, done + 1_010.0 + 10.0 * i, done + 10.0 * i) for i in range(12)]
+    purged = [
+        sample(at + 60.0 + 5.0 * i, 0.0, 10.0, done + 1_130.0 + 10.0 * i, done + 120.0 + 10.0 * i) for i in range(9)
+    ]
+    after = fed(before, *flood, *purged, ready=10)
+    assert after.missed < before.missed + 120.0  # those that began late behind the flood, not the flood
+    assert after.service_seconds(GOALS) == pytest.approx(5.0, rel=0.1)
+
+
+@pytest.mark.parametrize("gap_seconds", [3_600.0, 86_400.0])
+def test_a_gap_in_the_readings_teaches_nothing_of_the_service_time(gap_seconds: float) -> None:
+    at, done = 5.0 * 400 + gap_seconds, 10.0 * 400 + 20.0
+    after = fed(NOTHING_KNOWN, *steady(), sample(at, 0.0, 10.0, done + 10.0, done), ready=10)
+    assert after.service_seconds(GOALS) == pytest.approx(5.0, rel=0.05)
+
+
 def test_a_clock_that_steps_back_keeps_what_was_learned() -> None:
     before = fed(NOTHING_KNOWN, *steady(), ready=10)
     after = fed(before, sample(3.0, 0.0, 10.0, 5_000.0, 4_990.0), ready=10)

@@ -125,3 +125,38 @@ def test_one_more_that_waits_asks_for_no_less_where_more_are_busy_than_are_belie
         decision, _ = decide(POLICY, goals, memory, sample=busy, view=None, now_seconds=5.0)
         answers.append(decision and decision.desired_replicas)
     assert answers == [2, 2]
+
+
+@pytest.mark.parametrize(("wait_seconds", "attainment"), [(30.0, 0.95), (60.0, 0.95), (60.0, 0.99), (120.0, 0.99)])
+@pytest.mark.parametrize("ready", [1, 2, 3, 4])
+@pytest.mark.parametrize("starting", [1, 2, 4, 6])
+def test_each_more_that_waits_asks_for_no_less_while_replicas_start(
+    wait_seconds: float, attainment: float, ready: int, starting: int
+) -> None:
+    """Those that start count whether or not the ready ones nearly are enough."""
+    goals = Goals(target_value=1.0, wait_seconds=wait_seconds, attainment=attainment)
+    memory: Memory[SloState] = Memory(state=POLICY.start())
+    for index in range(60):
+        view = ReplicaView(at_seconds=5.0 * index, ready=1, cold_starts_seconds=(20.0,) if index < 8 else ())
+        one = counted(5.0 * index, 0, 1, arrived=index // 2 + 1)
+        _, memory = decide(POLICY, goals, memory, sample=one, view=view, now_seconds=5.0 * index)
+    view = ReplicaView(at_seconds=300.0, ready=ready, starting_at_seconds=(285.0,) * starting)
+    answers = []
+    for waiting in range(1, 40):
+        many = counted(300.0, waiting, ready, arrived=30 + waiting + ready)
+        decision, _ = decide(POLICY, goals, memory, sample=many, view=view, now_seconds=300.0)
+        assert decision is not None
+        answers.append(decision.desired_replicas)
+    assert answers == sorted(answers)
+
+
+def counted(at: float, waiting: int, in_flight: int, *, arrived: int) -> Sample:
+    return Sample(
+        at_seconds=at,
+        metric_value=float(waiting + in_flight),
+        active=True,
+        waiting=float(waiting),
+        in_flight=float(in_flight),
+        arrived_total=float(arrived),
+        completed_total=float(arrived - waiting - in_flight),
+    )

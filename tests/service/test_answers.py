@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +19,7 @@ from scaler.core.decide import Memory, decide
 from scaler.core.model import Decision, Goals, Sample
 from scaler.errors import SourceNoData, SourceTimeout, TriggerInvalid
 from scaler.evaluator import Evaluator, Workload
+from scaler.policies.slo import POLICY as SLO_POLICY
 from scaler.settings import Settings, StateSettings, TelemetrySettings
 from scaler.simulator.rules import HpaSpec, JobSpec, JobTrigger, Metric, Scale, combined_proposal, jobs_to_create
 from scaler.sources.sqs import SqsReading
@@ -125,6 +127,8 @@ def test_slo_triggers_of_one_scaled_object_are_sized_as_one_and_each_answers_the
         wanted_before = (first + (mails.memory.sample.waiting or 0.0)) if mails.memory.sample else first
         assert a.desired_replicas == alone.read(single, wanted_before).desired_replicas
         b = bench.read(mails, second)
+        if step == 0:  # what the second holds was there before it was looked at
+            single.memory = replace(single.memory, state=SLO_POLICY.rebased(single.memory.state))
         wanted = alone.read(single, first + second)
         assert b.desired_replicas == wanted.desired_replicas, step
         assert b.active == wanted.active
@@ -213,6 +217,16 @@ def test_one_queue_does_not_confirm_another_and_an_exact_sibling_needs_no_confir
     assert not read_queue(bench, tasks, 7, after=0.1).active
     assert not any(bench.read(mails, 0.0, after=0.1).active for _ in range(3))
     assert bench.read(mails, 1.0, after=0.1).active
+
+
+@pytest.mark.parametrize("wait_seconds", ["20", "60", "300"])
+def test_what_a_second_queue_holds_when_it_is_first_read_did_not_arrive_just_then(wait_seconds: str) -> None:
+    one, two = Bench(), Bench()
+    alone = queue(one, "jobs", waitSeconds=wait_seconds)
+    pair = [queue(two, name, waitSeconds=wait_seconds) for name in ("jobs", "mails")]
+    wanted = max(read_queue(one, alone, 0, 10).desired_replicas for _ in range(60))
+    asked = [read_queue(two, workload, 0, 5).desired_replicas for _ in range(60) for workload in pair]
+    assert max(asked) == wanted == 10
 
 
 def test_other_policies_are_not_sized_together() -> None:
