@@ -160,6 +160,8 @@ class Comparison:
 
     `within_one_share`: of the time, the wanted replicas differ by at most one. `other_phases`: GPU-seconds of
     simulations in which KEDA and the HPA look at other moments: what differs by chance alone (5 %, 95 %).
+    `twins_within_one_share`: the same share between simulations that differ in the moment of their samples only (5 %,
+    median): a policy that learns from samples is no closer to itself.
     """
 
     policy: str
@@ -169,6 +171,7 @@ class Comparison:
     simulated_gpu_seconds: float
     gpu_seconds_off: float
     within_one_share: float
+    twins_within_one_share: tuple[float, float]
     real_starts: int
     simulated_starts: int
     real_p95_seconds: float
@@ -291,6 +294,11 @@ def compare(policy: str, seed: int, experiment: Experiment) -> Comparison:
         .gpu_seconds
         for index in range(40)
     )  # fmt: skip
+    # How close simulations are to each other that differ in nothing but the moment of their samples.
+    twins = sorted(
+        _close(outcome.timeline, simulate(policy, arrivals, seed, (chance.random(), *phases[1:])), end)
+        for _ in range(20)
+    )  # fmt: skip
     real_gpu_seconds = _gpu_seconds(recorder.points, real_end)
     waits = sorted(served.wait_seconds for served in recorder.served)
     simulated_waits = sorted(outcome.waits_seconds)
@@ -304,7 +312,8 @@ def compare(policy: str, seed: int, experiment: Experiment) -> Comparison:
         real_gpu_seconds=real_gpu_seconds,
         simulated_gpu_seconds=outcome.gpu_seconds,
         gpu_seconds_off=outcome.gpu_seconds / real_gpu_seconds - 1.0,
-        within_one_share=_close(recorder.points, outcome, end),
+        within_one_share=_close([(point.at_seconds, point.wanted) for point in recorder.points], outcome, end),
+        twins_within_one_share=(twins[1], statistics.median(twins)),
         real_starts=sum(change for change in started if change > 0),
         simulated_starts=outcome.starts,
         real_p95_seconds=waits[int(0.95 * len(waits))],
@@ -337,9 +346,12 @@ def _gpu_seconds(points: Sequence[Point], end_at_seconds: float) -> float:
     return total
 
 
-def _close(points: Sequence[Point], outcome: Outcome, end_at_seconds: float) -> float:
-    """The share of the seconds from the load's start on in which the wanted replicas differ by at most one."""
-    real_at, real = [point.at_seconds for point in points], [point.wanted for point in points]
+def _close(points: Sequence[tuple[Any, ...]], outcome: Outcome, end_at_seconds: float) -> float:
+    """The share of the seconds from the load's start on in which the wanted replicas differ by at most one.
+
+    `points` begin with a moment and the replicas wanted from then on.
+    """
+    real_at, real = [point[0] for point in points], [point[1] for point in points]
     simulated_at = [entry[0] for entry in outcome.timeline]
     simulated = [entry[1] for entry in outcome.timeline]
 
@@ -396,13 +408,15 @@ def table(comparisons: Sequence[Comparison]) -> str:
     """The figures in Markdown."""
     columns = (
         "policy", "run", "requests", "GPU-seconds real", "simulated", "off", "by chance (5 to 95 %)",
-        "within 1 replica", "starts real / simulated", "p95 wait real / simulated", "in time real / simulated",
+        "within 1 replica", "by chance (5 %, median)", "starts real / simulated", "p95 wait real / simulated",
+        "in time real / simulated",
     )  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [
         f"| {one.policy} | {one.seed} | {one.requests} | {one.real_gpu_seconds:,.0f} | "
         f"{one.simulated_gpu_seconds:,.0f} | {100 * one.gpu_seconds_off:+.1f} % | "
         f"{one.other_phases[0]:,.0f} to {one.other_phases[1]:,.0f} | {100 * one.within_one_share:.1f} % | "
+        f"{100 * one.twins_within_one_share[0]:.1f} %, {100 * one.twins_within_one_share[1]:.1f} % | "
         f"{one.real_starts} / {one.simulated_starts} | "
         f"{one.real_p95_seconds:.0f} s / {one.simulated_p95_seconds:.0f} s | "
         f"{100 * one.real_within_share:.1f} % / {100 * one.simulated_within_share:.1f} % |"

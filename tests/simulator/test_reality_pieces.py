@@ -46,9 +46,8 @@ def test_gpu_seconds_are_the_area_under_the_replicas_terminating_ones_included()
 def test_a_simulation_of_what_it_gave_itself_is_close_all_the_time() -> None:
     arrivals = reality.load(1, 4.0)
     outcome = reality.simulate("steps", arrivals, 1, (0.5, 0.2, 0.9))
-    points = [point(entry[0], entry[1]) for entry in outcome.timeline]
-    assert reality._close(points, outcome, outcome.end_at_seconds) == 1.0
-    apart = [point(entry[0], entry[1] + 2) for entry in outcome.timeline]
+    assert reality._close(outcome.timeline, outcome, outcome.end_at_seconds) == 1.0
+    apart = [(entry[0], entry[1] + 2) for entry in outcome.timeline]
     assert reality._close(apart, outcome, outcome.end_at_seconds) < 0.9
 
 
