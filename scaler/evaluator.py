@@ -160,7 +160,7 @@ class Stream:
 class ScaledObject:
     """What belongs to a (namespace, name): its workloads, and the replicas of its target if anyone sees them."""
 
-    __slots__ = ("joint", "joint_of", "name", "namespace", "view", "view_until", "workloads")
+    __slots__ = ("joint", "name", "namespace", "trial", "view", "view_until", "workloads")
 
     def __init__(self, namespace: str, name: str) -> None:
         self.namespace = namespace
@@ -168,13 +168,23 @@ class ScaledObject:
         self.view: ReplicaView | None = None
         self.view_until = -math.inf
         self.workloads: list[Workload] = []
-        # What its `slo` triggers, which are sized together, remember together; and which triggers these were.
-        self.joint: Memory[Any] | None = None
-        self.joint_of: frozenset[Digest] = frozenset()
+        # What its `slo` triggers, which are sized together, remember together; and what its dry runs do.
+        self.joint = _Joint()
+        self.trial = _Joint()
 
     def view_at(self, now: float) -> ReplicaView | None:
         """The replicas as last reported, while that is believed."""
         return self.view if now <= self.view_until else None
+
+
+class _Joint:
+    """What triggers that are sized together remember together, and which triggers these were."""
+
+    __slots__ = ("memory", "of")
+
+    def __init__(self) -> None:
+        self.memory: Memory[Any] | None = None
+        self.of: frozenset[Digest] = frozenset()
 
 
 class _Watched:
@@ -184,8 +194,7 @@ class _Watched:
 
     def __init__(self, memory: Memory[Any]) -> None:
         self.memory = memory
-        self.at: float | None = None
-        self.told_at = -math.inf
+        self.at = self.told_at = -math.inf
         self.gpu_seconds = 0.0
         self.answered_gpu_seconds = 0.0
 
@@ -646,16 +655,16 @@ class Evaluator:
         if view is not None and view.cold_starts_seconds != workload.cold_starts:
             view = _with_cold_starts(view, workload.cold_starts)
         before = workload.memory.last
-        together: list[Workload] = []
-        if len(workload.scaled_object.workloads) > 1 and _is_sized(workload):
-            together = _sized_with(workload)
+        joint, together = workload.scaled_object.joint, _sized_with(workload, _sized_memory)
         warm_steps: tuple[Step, ...] = ()
         try:
             sample = _sample(trigger, outcome, view, now)
             if trigger.warm_for is not None and trigger.goals.answer == "warm":
                 sample, warm_steps = self._warm_sample(trigger, now)
             if together:
-                decision, memory = _decided_together(workload, together, sample, view, now)
+                decision, memory = _decided_together(
+                    trigger.policy, workload, together, _sized_memory, joint, sample=sample, view=view, now=now
+                )
             else:
                 decision, memory = decide(
                     trigger.policy, trigger.goals, workload.memory, sample=sample, view=view, now_seconds=now
@@ -676,8 +685,8 @@ class Evaluator:
             memory = replace(memory, last=decision)
         if now <= workload.blank_until:
             decision, memory = _not_below_peak(workload, decision, memory, view)
-        if together or workload.scaled_object.joint is not None:
-            workload.scaled_object.joint = memory if together else None
+        if _sized_memory(workload) is not None:  # what another trigger reads leaves theirs as it is
+            joint.memory = memory if together else None
         dry_run_desired = None
         if workload.dry_run is not None:
             dry_run_desired = self._watch(workload, workload.dry_run, decision, sample, view)
@@ -762,20 +771,34 @@ class Evaluator:
     def _watch(
         self, workload: Workload, dry_run: _Watched, decision: Decision, sample: Sample, view: ReplicaView | None
     ) -> int | None:
-        """What the policy of the dry run would have asked for. Its mistakes are nobody's business but the log's."""
-        trigger, now = workload.trigger, decision.at_seconds
-        last, at, answered = dry_run.memory.last, dry_run.at, workload.memory.last
-        if last is not None and at is not None and answered is not None:
+        """What the policy of the dry run would have asked for. Its mistakes are nobody's business but the log's.
+
+        Dry runs of one ScaledObject are sized together, as they would be if they were none. What they would have cost,
+        and what was answered, is counted once: to the trigger whose reading ends the time in question.
+        """
+        trigger, now, trial = workload.trigger, decision.at_seconds, workload.scaled_object.trial
+        together = _sized_with(workload, _trial_memory)
+        group = (workload, *together)
+        latest = max((one.dry_run for one in group if one.dry_run is not None), key=lambda one: one.at)
+        # The HPA takes the largest of several answers.
+        answered = max((one.memory.last.desired_replicas for one in group if one.memory.last is not None), default=None)
+        if latest.memory.last is not None and answered is not None:
             # A gap in the readings is no time: nobody knows what would have been.
-            seconds = min(max(now - at, 0.0), self._patience(workload))
-            dry_run.gpu_seconds += seconds * last.desired_replicas
-            dry_run.answered_gpu_seconds += seconds * answered.desired_replicas
+            seconds = min(max(now - latest.at, 0.0), self._patience(workload)) if latest.at > -math.inf else 0.0
+            dry_run.gpu_seconds += seconds * latest.memory.last.desired_replicas
+            dry_run.answered_gpu_seconds += seconds * answered
         dry_run.at = now
         assert trigger.dry_run is not None
         try:
-            would, dry_run.memory = decide(
-                trigger.dry_run, trigger.goals, dry_run.memory, sample=sample, view=view, now_seconds=now
-            )
+            if together:
+                would, dry_run.memory = _decided_together(
+                    trigger.dry_run, workload, together, _trial_memory, trial, sample=sample, view=view, now=now
+                )
+            else:
+                would, dry_run.memory = decide(
+                    trigger.dry_run, trigger.goals, dry_run.memory, sample=sample, view=view, now_seconds=now
+                )
+            trial.memory = dry_run.memory if together else None
         except Exception as err:  # noqa: BLE001 - see above
             self._telemetry.bug("dry_run_failed", err, workload=workload.label)
             return None
@@ -1126,46 +1149,63 @@ def published(value: float) -> tuple[float, int]:
     return rounded, math.ceil(rounded)
 
 
-def _is_sized(workload: Workload) -> bool:
+def _sized_memory(workload: Workload) -> Memory[Any] | None:
+    """What `slo` remembers of it, where `slo` answers its demand."""
     trigger = workload.trigger
-    return trigger.policy_name == "slo" and trigger.goals.answer == "demand"
+    return workload.memory if trigger.policy_name == "slo" and trigger.goals.answer == "demand" else None
 
 
-def _sized_with(workload: Workload) -> list[Workload]:
-    """The other `slo` triggers of the ScaledObject that have been read, each thing read counted once."""
+def _trial_memory(workload: Workload) -> Memory[Any] | None:
+    """What `slo` remembers of it, where `slo` answers its demand or would if its dry run were none."""
+    if workload.dry_run is not None and workload.trigger.goals.answer == "demand":
+        return workload.dry_run.memory
+    return _sized_memory(workload)
+
+
+def _sized_with(workload: Workload, memory_of: Callable[[Workload], Memory[Any] | None]) -> list[Workload]:
+    """The other triggers of the ScaledObject that are sized with it and have been read, each thing read once."""
     found: dict[str, Workload] = {}
+    if len(workload.scaled_object.workloads) == 1 or memory_of(workload) is None:
+        return []
     for other in workload.scaled_object.workloads:
-        identity = other.trigger.identity
+        identity, memory = other.trigger.identity, memory_of(other)
         if (
             identity != workload.trigger.identity
             and not other.superseded
-            and other.memory.sample is not None
-            and _is_sized(other)
+            and memory is not None
+            and memory.sample is not None
         ):
             found.setdefault(identity, other)
     return list(found.values())
 
 
 def _decided_together(
-    workload: Workload, others: list[Workload], sample: Sample, view: ReplicaView | None, now: float
+    policy: Policy[Any],
+    workload: Workload,
+    others: list[Workload],
+    memory_of: Callable[[Workload], Memory[Any] | None],
+    joint: _Joint,
+    *,
+    sample: Sample,
+    view: ReplicaView | None,
+    now: float,
 ) -> tuple[Decision | None, Memory[Any]]:
     """The decision for all `slo` triggers of a ScaledObject: their replicas are the same, so they are sized as one.
 
     The HPA takes the maximum of its metrics, so each trigger answers the whole. Of a trigger that can't be read at
-    present the last sample counts: unknown is not zero.
+    present the last sample counts: unknown is not zero. `memory_of` is not None for `workload` and `others`.
     """
-    scaled_object = workload.scaled_object
     members = frozenset((workload.digest, *(other.digest for other in others)))
-    joined = members == scaled_object.joint_of
-    scaled_object.joint_of = members
-    before = scaled_object.joint
+    joined = members == joint.of
+    joint.of = members
+    mine, *theirs = (memory for one in (workload, *others) if (memory := memory_of(one)) is not None)
+    before = joint.memory
     if before is None:  # the first to have learned something has learned it for both
-        before = next((one.memory for one in (workload, *others) if one.memory.last is not None), workload.memory)
-    samples = [sample, *(other.memory.sample for other in others if other.memory.sample is not None)]
+        before = next((memory for memory in (mine, *theirs) if memory.last is not None), mine)
+    samples = [sample, *(memory.sample for memory in theirs if memory.sample is not None)]
     # Each source's readings confirm their own: a sibling that decides meanwhile has read nothing new of it.
-    mine = workload.memory
     agreed = rails.agreeing(sample, before=mine.sample, confirmed=mine.confirmed, goals=workload.trigger.goals)
-    state, policy = before.state, workload.trigger.policy
+    state = before.state
     if not joined and isinstance(policy, Believing):  # what another queue holds did not arrive just now
         state = policy.rebased(state)
     decision, memory = decide(
@@ -1176,7 +1216,7 @@ def _decided_together(
         sample=_joint_sample(samples, counters=joined),
         view=view,
         now_seconds=now,
-        agreed=max(agreed, *(other.memory.confirmed for other in others)),
+        agreed=max(agreed, *(memory.confirmed for memory in theirs)),
     )
     return decision, replace(memory, sample=sample, confirmed=min(agreed, memory.confirmed))
 

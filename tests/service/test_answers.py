@@ -229,6 +229,18 @@ def test_what_a_second_queue_holds_when_it_is_first_read_did_not_arrive_just_the
     assert max(asked) == wanted == 10
 
 
+def test_a_trigger_of_another_policy_between_them_leaves_what_slo_triggers_know_together() -> None:
+    bench, alone = Bench(), Bench()
+    workloads, pair = ([one.workload(name, **SLO) for name in ("orders", "mails")] for one in (bench, alone))
+    other = bench.workload("other")
+    for value in (20.0, 40.0, 60.0, 30.0, 0.0):
+        bench.read(other, value, after=0.5)
+        asked = [bench.read(workloads[0], value, after=0.5), bench.read(workloads[1], 30.0)]
+        wanted = [alone.read(pair[0], value), alone.read(pair[1], 30.0)]
+        assert [one.desired_replicas for one in asked] == [one.desired_replicas for one in wanted]
+    assert workloads[1].estimates == pair[1].estimates
+
+
 def test_other_policies_are_not_sized_together() -> None:
     bench = Bench()
     orders, mails = bench.workload("orders"), bench.workload("mails")
@@ -259,6 +271,60 @@ def test_a_dry_run_answers_by_target_and_records_what_slo_would_have_asked_for()
     assert watched.watched is not None
     assert (watched.watched.gpu_seconds, watched.watched.answered_gpu_seconds) == (would, answered)
     assert would > 0
+
+
+WAVE = [(20.0, 30.0), (20.0, 30.0), (40.0, 10.0), (90.0, 10.0), (30.0, 0.0), (0.0, 10.0), (0.0, 0.0)]
+
+
+def test_dry_runs_of_one_scaled_object_are_sized_together_as_the_real_triggers_would_be() -> None:
+    tried, real = Bench(), Bench()
+    dry = [tried.workload(name, dryRun="true", **SLO) for name in ("orders", "mails")]
+    sized = [real.workload(name, **SLO) for name in ("orders", "mails")]
+    for workload in sized:  # without the caution of a restarted service, which a dry run has no use for
+        workload.blank_until = real.clock.now - 1.0
+    would = answered = 0.0
+    before: tuple[int, int] | None = None
+    for values in WAVE:
+        for each, value in enumerate(values):
+            decision, wanted = tried.read(dry[each], value), real.read(sized[each], value)
+            assert (decision.metric_value, decision.target_value) == (value, 5.0)
+            watched = dry[each].watched
+            assert watched is not None
+            assert watched.desired_replicas == wanted.desired_replicas
+            if before is not None:  # one second after the reading before, whichever trigger's it was
+                would, answered = would + before[0], answered + before[1]
+            lasts = [workload.memory.last for workload in dry]
+            before = wanted.desired_replicas, max(last.desired_replicas for last in lasts if last is not None)
+    seen = [workload.watched for workload in dry]
+    # Each second once: the parts of the triggers add up to what the replicas, which are the same ones, would have cost.
+    assert sum(one.gpu_seconds for one in seen if one is not None) == would
+    assert sum(one.answered_gpu_seconds for one in seen if one is not None) == answered
+    assert 0 < would != answered
+
+
+def test_a_dry_run_beside_a_trigger_that_slo_answers_is_sized_with_it() -> None:
+    bench = Bench()
+    orders, mails = bench.workload("orders", **SLO), bench.workload("mails", dryRun="true", **SLO)
+    asked = bench.read(orders, 30.0)
+    bench.read(mails, 30.0)
+    assert mails.watched is not None
+    assert mails.watched.desired_replicas > asked.desired_replicas
+    assert bench.read(orders, 30.0).desired_replicas == asked.desired_replicas  # which doesn't count what is only tried
+
+
+def test_dry_runs_of_a_scaled_object_leave_one_out_that_is_gone() -> None:
+    bench, alone = Bench(), Bench()
+    orders, mails = (bench.workload(name, dryRun="true", **SLO) for name in ("orders", "mails"))
+    bench.read(orders, 2.0)
+    bench.read(mails, 90.0)
+    mails.superseded = True
+    single = alone.workload("orders", dryRun="true", **SLO)
+    for _ in range(400):
+        bench.read(orders, 2.0)
+        alone.read(single, 2.0)
+    assert orders.watched is not None
+    assert single.watched is not None
+    assert orders.watched.desired_replicas == single.watched.desired_replicas
 
 
 def tried(folder: Path, times: int, *, wall: float, **more: str) -> Workload:
