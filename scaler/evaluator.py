@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from scaler.core import rails, warm_pool
 from scaler.core.decide import Memory, Policy, decide
-from scaler.core.estimate import Estimates
+from scaler.core.estimate import COLD_START_FIRST_SECONDS, Estimates
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.errors import (
     LimitReached,
@@ -61,8 +61,6 @@ _GOALS_KEPT = 4096
 _SWEEP_SECONDS = 5.0
 # What a dry run would have cost is logged this often.
 _DRY_RUN_TOLD_SECONDS = 3600.0
-# How long a cold start may take where neither the trigger nor anything learned tells (core/estimate.py's first guess).
-_COLD_START_FIRST_SECONDS = 60.0
 # Workloads looked at before the clock is: a fifth of a millisecond.
 _SWEEP_CHUNK = 100
 # Above it the milli-values of Kubernetes' quantities overflow int64.
@@ -552,7 +550,10 @@ class Evaluator:
         if cautious and (trial := self._trial(trigger)) is not None:
             state = trial.state  # it takes over what it learned while it was only tried; of replicas it knows nothing
         last = None if found is None else found.decision
-        blank_seconds = (goals.cold_start_seconds or _COLD_START_FIRST_SECONDS) + goals.hold_seconds
+        cold_start_seconds = goals.cold_start_seconds
+        if cold_start_seconds is None:
+            cold_start_seconds = COLD_START_FIRST_SECONDS
+        blank_seconds = cold_start_seconds + goals.hold_seconds
         if last is not None and now - last.at_seconds > blank_seconds + self._settings.reading.failing_active_seconds:
             last = None  # as old as this it says nothing about now; what was learned does
         if last is not None:
@@ -1237,7 +1238,9 @@ def _joint_sample(samples: list[Sample], *, counters: bool) -> Sample:
         in_flight=total([sample.in_flight for sample in samples]),
         arrived_total=total([sample.arrived_total for sample in samples]) if counters else None,
         completed_total=total([sample.completed_total for sample in samples]) if counters else None,
-        oldest_age_seconds=max((sample.oldest_age_seconds or 0.0 for sample in samples), default=0.0) or None,
+        oldest_age_seconds=max(
+            (sample.oldest_age_seconds for sample in samples if sample.oldest_age_seconds is not None), default=None
+        ),
         lumpy_completions=any(sample.lumpy_completions for sample in samples),
         # Work that an exact source shows is there.
         approximate=any(sample.approximate for sample in samples)

@@ -72,7 +72,7 @@ OURS: tuple[Parameter, ...] = (
     Parameter(
         name="coldStartSeconds",
         kind="number",
-        minimum=0,
+        minimum=0.001,
         maximum=7_200,
         unit="seconds",
         help="first guess of creation to serving; learned afterwards",

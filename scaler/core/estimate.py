@@ -84,12 +84,12 @@ class Estimates:
 
     def service_seconds(self, goals: Goals) -> float:
         """Seconds one request keeps a slot busy; the first guess counts as one completion."""
-        first_seconds = goals.service_seconds or SERVICE_FIRST_SECONDS
+        first_seconds = SERVICE_FIRST_SECONDS if goals.service_seconds is None else goals.service_seconds
         return max((self.busy_slot_seconds + first_seconds) / (self.completions + 1.0), 1e-3)
 
     def cold_start(self, goals: Goals) -> tuple[float, float]:
         """(mean, standard deviation) of a cold start in seconds; the first guess counts as one."""
-        first_seconds = goals.cold_start_seconds or COLD_START_FIRST_SECONDS
+        first_seconds = _cold_start_first(goals)
         count = self.cold_starts
         if count == 0:
             return first_seconds, COLD_START_FIRST_VARIATION * first_seconds
@@ -176,7 +176,7 @@ def updated(
         busy_slot_seconds=busy,
         recent_seconds=recent_seconds,
     )
-    lead_seconds = known.cold_start_mean_seconds if known.cold_starts else goals.cold_start_seconds or 60.0
+    lead_seconds = known.cold_start_mean_seconds if known.cold_starts else _cold_start_first(goals)
     short, long = known.short, known.long
     short_seconds = max(lead_seconds, 2 * interval_seconds)
     if recent_seconds < elapsed_seconds:
@@ -282,6 +282,12 @@ def updated(
         hour_seconds,
         hours,
     )
+
+
+def _cold_start_first(goals: Goals) -> float:
+    """Seconds that a cold start takes as far as anyone says, before any was seen."""
+    first_seconds = goals.cold_start_seconds
+    return COLD_START_FIRST_SECONDS if first_seconds is None else max(first_seconds, COLD_START_LEAST_SECONDS)
 
 
 def dumped(known: Estimates) -> dict[str, Any]:

@@ -146,9 +146,8 @@ class Slo:
             least_debt=price.least_debt,
             now_seconds=now_seconds,
         )
-        need, why, numbers = _need(
-            known, view, start, price, before_seconds=before.at_seconds or now_seconds, now_seconds=now_seconds
-        )
+        before_seconds = now_seconds if before.at_seconds is None else before.at_seconds
+        need, why, numbers = _need(known, view, start, price, before_seconds=before_seconds, now_seconds=now_seconds)
         level = 0 if known.recent is before.recent else _level(known, start, price)  # asked for by arrivals only
         holds = in_use(
             state.holds,

@@ -181,6 +181,19 @@ def test_a_clock_that_steps_back_keeps_what_was_learned() -> None:
     assert after.short.value == before.short.value
 
 
+@pytest.mark.parametrize(("said_seconds", "seconds"), [(None, 60.0), (45.0, 45.0), (0.5, 0.5), (0.0, 0.001)])
+def test_a_first_guess_of_nothing_is_no_absent_guess(said_seconds: float | None, seconds: float) -> None:
+    goals = replace(GOALS, cold_start_seconds=said_seconds, service_seconds=said_seconds)
+    assert NOTHING_KNOWN.cold_start(goals)[0] == seconds
+    assert NOTHING_KNOWN.service_seconds(goals) == (5.0 if said_seconds is None else seconds)
+    # The rate is taken over one cold start: of ten in the last five seconds it tells the more the shorter that is.
+    quiet = [sample(5.0 * i, 0.0, 1.0, 0.0, 0.0) for i in range(10)]
+    known = NOTHING_KNOWN
+    for one in (*quiet, sample(50.0, 0.0, 1.0, 10.0, 10.0)):
+        known = updated(known, one, goals, ready=1, cold_starts_seconds=(), waking=False, now_seconds=one.at_seconds)
+    assert (known.short.value > 0.5) == (seconds < 10.0)
+
+
 def test_cold_starts_are_the_mean_of_those_seen_and_the_first_guess_before() -> None:
     guess = replace(GOALS, cold_start_seconds=45.0)
     assert NOTHING_KNOWN.cold_start(guess)[0] == 45.0

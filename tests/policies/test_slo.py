@@ -109,8 +109,10 @@ def test_a_price_can_be_told_at_whatever_its_floor_is(
     floor: float, attainment: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slo, "FLOOR", floor)
-    for wait_seconds, debt in product((1.0, 600.0), (-1e9, 0.0, 1e9)):
-        goals = Goals(target_value=1.0, wait_seconds=wait_seconds, attainment=attainment)
+    for wait_seconds, debt, first_seconds in product((1.0, 600.0), (-1e9, 0.0, 1e9), (None, 0.0, 1e-9)):
+        goals = Goals(
+            target_value=1.0, wait_seconds=wait_seconds, attainment=attainment, cold_start_seconds=first_seconds
+        )
         known = replace(NOTHING_KNOWN, debt=debt)
         price = slo._price(known, goals, slo._starting(known, goals), 0.0)
         assert price.seconds > 0

@@ -454,6 +454,20 @@ def test_what_has_no_effect_on_the_warm_pool_is_refused(metadata: dict[str, str]
 
 
 @pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("coldStartSeconds", "at least 0.001 seconds"),
+        ("serviceSeconds", "above 0 seconds"),
+        ("waitSeconds", "above 0 seconds"),
+    ],
+)
+def test_a_guess_or_promise_of_no_time_is_refused_rather_than_taken_for_none(name: str, expected: str) -> None:
+    with pytest.raises(TriggerInvalid) as caught:
+        Bench().workload("orders", **SLO | {name: "0"})
+    assert f'{name} "0": it must be {expected}' in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "metadata", [{"warm": "off"}, {"warm": "pool", **SLO}, {"warm": "floor", "dryRun": "1", **SLO}]
 )
 def test_a_warm_pool_that_somebody_sizes_is_accepted(metadata: dict[str, str]) -> None:
