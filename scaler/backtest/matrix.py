@@ -26,6 +26,7 @@ from typing import Any
 
 import scaler
 from scaler.backtest.cases import BLOCKS, Case, Result, as_plain, cached_trace, from_plain, run_all, warm_up_seconds
+from scaler.backtest.folders import written
 from scaler.backtest.sensitivity import FACTORS, constants
 from scaler.backtest.traces import looks
 from scaler.simulator.baselines import KedaConfig, clairvoyant_bound, keda_grid
@@ -134,7 +135,7 @@ class Runs:
         self._path, self._processes, self._progress, self._is_over = path, processes, progress, is_over
         self._known: dict[str, Result] = {}
         if path.exists():
-            with path.open() as file:
+            with written("the file of runs", path), path.open() as file:
                 for line in file:
                     try:
                         entry = json.loads(line)
@@ -161,14 +162,17 @@ class Runs:
                     return
                 yield case if most is None else _limited(case, most(case))
 
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
+        with written("the file of runs", self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = self._path.open("a")
+        with file:
             if file.tell() and not _ends_a_line(self._path):
                 file.write("\n")  # what a crash cut short stays a line of its own
             for case, result in run_all(in_time(), processes=self._processes):
                 self._known[key_of(case)] = result
-                file.write(json.dumps({"key": key_of(case), "result": as_plain(result)}) + "\n")
-                file.flush()
+                with written("the file of runs", self._path):
+                    file.write(json.dumps({"key": key_of(case), "result": as_plain(result)}) + "\n")
+                    file.flush()
                 done += 1
                 self._progress(label, done, len(wanted))
 

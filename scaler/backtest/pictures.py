@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scaler.backtest.folders import prepared, written
 from scaler.backtest.report import pyplot, save
 from scaler.core.model import Goals
+from scaler.errors import PilotlightError
 from scaler.plugins import policies
 from scaler.simulator.arrivals import Arrival, Bursts, Poisson, Service, generate
 from scaler.simulator.baselines import stock_keda
@@ -232,10 +234,16 @@ def _figures(name: str, outcome: Outcome, wait_seconds: float = WAIT_SECONDS) ->
 
 
 def main(folder: Path = Path("docs/pictures")) -> None:
-    """Draw every picture into `folder` and print the figures."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sys.stdout.write("\n".join([*draw_day(folder), *draw_hold(folder)]) + "\n")
+    """Draw every picture into `folder` and print the figures. Raises PilotlightError where it can't be written."""
+    prepared("the folder", folder)
+    with written("the folder", folder):
+        figures = [*draw_day(folder), *draw_hold(folder)]
+    sys.stdout.write("\n".join(figures) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PilotlightError as err:
+        sys.stderr.write(f"pictures: {err}\n")
+        sys.exit(2)

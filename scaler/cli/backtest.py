@@ -87,8 +87,10 @@ def one(
     if recorded is None and trace is None:
         raise PilotlightError(f"--trace is required, or --recorded: {_PATTERN_HELP}")
     table, (wait_seconds, attainment) = _steps(steps), _promise(slo)
+    from scaler.backtest.folders import prepared, written  # noqa: PLC0415 - heavy imports only where the verb runs
+
     if out is not None:
-        _folder(out)
+        prepared("--out", out)
     if recorded is not None and workload is not None:
         from scaler.backtest.recorded import recorded_trace, write_trace  # noqa: PLC0415 - heavy imports only where used
 
@@ -96,7 +98,8 @@ def one(
         # The processes that simulate read it by its name.
         folder = out or Path(context.with_resource(TemporaryDirectory(prefix="pilotlight-")))
         trace = str(folder / "recorded.csv")
-        write_trace(requests, Path(trace))
+        with written("--out", folder):
+            write_trace(requests, Path(trace))
     from scaler.backtest import report  # noqa: PLC0415 - heavy imports only where the verb runs
     from scaler.backtest.cases import Case, by_use, cached_trace, scaler_of, scored_from_seconds  # noqa: PLC0415 - as above
 
@@ -133,12 +136,10 @@ def one(
         for row in rows:
             row["cost"] = round(row["gpu_seconds"] / 3600 * gpu_cost, 2)
     if out is not None:
-        try:
+        with written("--out", out):
             (out / "runs.csv").write_text(report.csv_text(rows))
             (out / "runs.json").write_text(json.dumps(rows, indent=1) + "\n")
             report.plots_of_runs(runs, out)
-        except OSError as err:
-            raise PilotlightError(f"--out {out} can't be written: {err.strerror}") from err
     typer.echo(json.dumps(rows, indent=1) if as_json else report.text_table(rows))
     from_seconds = scored_from_seconds(cases[0])
     scored = sum(at >= from_seconds for at in times)
@@ -174,12 +175,15 @@ def matrix(
 ) -> None:
     """Run every trace, cold start and promise against tuned KEDA and others; write results.md with tables and plots."""
     from scaler.backtest import page, report  # noqa: PLC0415 - heavy imports only where the verb runs
+    from scaler.backtest.folders import prepared, written  # noqa: PLC0415 - as above
     from scaler.backtest.matrix import PARTS, Matrix, Plan, Runs  # noqa: PLC0415 - as above
     from scaler.backtest.traces import known_traces, short_traces  # noqa: PLC0415 - as above
 
     unknown = set(part or ()) - set(PARTS)
     if unknown:
         raise PilotlightError(f'--part is "{unknown.pop()}"; it must be one of {", ".join(PARTS)}')
+    prepared("--out", out, draws=False)
+    prepared("--docs", docs)
     traces = tuple(trace or known_traces())
     plan = Plan(
         traces=traces,
@@ -211,7 +215,8 @@ def matrix(
         matrix = Matrix(plan, runs)
         matrix.run()
         cells, variants = matrix.cells(), matrix.variants()
-    page.write_results(cells, docs, plan, variants)
+    with written("--docs", docs):
+        page.write_results(cells, docs, plan, variants)
     summary = report.summary_of([report.row_of_cell(cell) for cell in cells])
     if as_json:
         typer.echo(
@@ -237,15 +242,6 @@ def _steps(text: str | None) -> tuple[ReplicaStep, ...]:
         return () if text is None else parse_steps(text)
     except ValueError as err:
         raise PilotlightError(f'--steps is "{text}": {err}') from err
-
-
-def _folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out):
-            pass  # it can be written
-    except OSError as err:
-        raise PilotlightError(f"--out {out} can't be written as a folder: {err.strerror}") from err
 
 
 def _promise(text: str) -> tuple[float, float]:

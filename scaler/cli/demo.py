@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scaler.backtest.folders import prepared
 from scaler.errors import PilotlightError
 
 if TYPE_CHECKING:
@@ -59,12 +60,11 @@ def demo(
     """
     try:
         import aiobotocore  # noqa: F401, PLC0415 - only to see whether the extra is installed
-        import matplotlib  # noqa: ICN001, F401, PLC0415
         import moto  # noqa: F401, PLC0415
     except ImportError as err:
         typer.echo(f"pilotlight demo needs {err.name}: pip install 'pilotlight[demo]'", err=True)
         raise typer.Exit(2) from err
-    out.mkdir(parents=True, exist_ok=True)
+    prepared("--out", out)
     raise typer.Exit(asyncio.run(_demo(duration=duration, out=out, seed=seed, as_json=json)))
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from scaler.errors import PilotlightError, quoted
+
 _PAGE = Path("docs/sources.md")
 
 
@@ -28,8 +30,11 @@ def docs(
     page = sources_page()
     current = file.is_file() and file.read_text(encoding="utf-8") == page
     if not check and not current:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(page, encoding="utf-8")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(page, encoding="utf-8")
+        except OSError as err:
+            raise PilotlightError(f"--file {quoted(file)} can't be written: {err.strerror}") from err
     if json:
         typer.echo(jsonlib.dumps({"file": str(file), "current": current, "written": not check and not current}))
     elif check and not current:

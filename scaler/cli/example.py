@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 
+from scaler.backtest.folders import prepared, written
 from scaler.core.model import Goals
 from scaler.policies import slo
 from scaler.simulator.arrivals import DAY_SECONDS, HOUR_SECONDS, Arrival, Service, SparseDocuments, generate
@@ -58,16 +59,13 @@ def example(
     json: Annotated[bool, typer.Option("--json", help="figures as JSON")] = False,
 ) -> None:
     """The document-processor day: 17 documents, three ways to run a GPU for them, and what each costs."""
+    if write is not None:
+        prepared("--write", write)
     results = [day(name, seed, days) for name in CONTENDERS for seed in range(1, seeds + 1)]
     if write is not None:
-        try:
-            import matplotlib  # noqa: ICN001, F401, PLC0415 - only to see whether the extra is installed
-        except ImportError as err:
-            typer.echo(f"--write needs {err.name}: pip install 'pilotlight[demo]'", err=True)
-            raise typer.Exit(2) from err
-        write.mkdir(parents=True, exist_ok=True)
-        (write / "document-day.md").write_text(page(results, days), encoding="utf-8")
-        plot(write / "document-day.png", seed=1)
+        with written("--write", write):
+            (write / "document-day.md").write_text(page(results, days), encoding="utf-8")
+            plot(write / "document-day.png", seed=1)
     if json:
         typer.echo(json_text.dumps({"days": days, "runs": [asdict(result) for result in results]}))
     elif write is None:

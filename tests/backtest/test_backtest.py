@@ -3,6 +3,9 @@
 import csv
 import gzip
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from scaler.cli import build_app
 from scaler.errors import PilotlightError
 from scaler.simulator.arrivals import Arrival
 from scaler.simulator.baselines import THRESHOLDS, KedaConfig, clairvoyant_bound, keda_grid
+from tests.services import REPOSITORY
 
 
 @pytest.fixture
@@ -285,11 +289,66 @@ def test_fixed_runs_with_so_many_replicas(trace_file: Path) -> None:
     assert row["starts"] == 0
 
 
-def test_a_folder_that_is_a_file_is_told_before_anything_runs(tmp_path: Path) -> None:
+WRITING = [
+    ["backtest", "--trace", "flash", "--out"],
+    ["backtest", "matrix", "--docs", "{good}", "--out"],
+    ["backtest", "matrix", "--out", "{good}", "--docs"],
+    ["example", "--write"],
+    ["demo", "--out"],
+    ["docs", "--file"],
+]
+
+
+@pytest.mark.parametrize("words", WRITING, ids=" ".join)
+@pytest.mark.parametrize("place", ["{good}/taken", "{good}/taken/below", "/proc/x"])
+def test_what_can_not_be_written_is_told_in_a_line_before_anything_runs(
+    words: list[str], place: str, tmp_path: Path
+) -> None:
     (tmp_path / "taken").touch()
-    done = CliRunner().invoke(build_app(), ["backtest", "--trace", "flash", "--out", str(tmp_path / "taken")])
+    if words[0] == "docs" and place.endswith("taken"):
+        place = "{good}"  # it writes a file: a folder is what can't be
+    done = subprocess.run(
+        [sys.executable, "-m", "scaler.cli", *(word.format(good=tmp_path) for word in (*words, place))],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f'pilotlight: {words[-1]} "{place.format(good=tmp_path)}" can\'t be written: ')
+    assert not done.stdout
+
+
+def test_pictures_that_can_not_be_written_are_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "docs").touch()
+    command = [sys.executable, "-m", "scaler.backtest.pictures"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        'pictures: the folder "docs/pictures" can\'t be written: a file is where a folder should be; '
+        "name a folder that you may write to\n"
+    )
+
+
+@pytest.mark.parametrize("words", WRITING[:-1], ids=" ".join)
+def test_where_nothing_can_be_drawn_the_missing_extra_is_named_before_anything_runs(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
+    place = tmp_path / "out"
+    done = CliRunner().invoke(build_app(), [*(word.format(good=place) for word in words), str(place)])
     assert isinstance(done.exception, PilotlightError)
-    assert "taken can't be written" in str(done.exception)
+    assert str(done.exception).endswith("needs matplotlib: pip install 'pilotlight[demo]'")
+    assert not list(place.iterdir())
+
+
+def test_a_file_of_runs_that_can_not_be_read_is_told(trace_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs.jsonl").mkdir()
+    with pytest.raises(PilotlightError, match=r'runs.jsonl" can\'t be written: Is a directory'):
+        quiet(tmp_path / "runs.jsonl")
+    with pytest.raises(PilotlightError, match="can't be written: a file is where a folder should be"):
+        run_matrix(small_plan(trace_file), quiet(trace_file / "runs.jsonl"))
 
 
 @pytest.mark.parametrize(
