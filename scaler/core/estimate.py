@@ -18,6 +18,7 @@ from operator import itemgetter
 from typing import Any
 
 from scaler.core.model import Goals, Sample
+from scaler.core.surprises import NO_SURPRISES, Surprises
 from scaler.core.values import value_class
 from scaler.core.window import NOTHING, Smoothed
 
@@ -31,8 +32,8 @@ _COMPLETIONS_KEPT = 300.0  # service seconds are the mean of about so many compl
 _COLD_STARTS_KEPT = 20.0
 _LONGEST_SECONDS = 60.0  # between two samples from which service times are learned ...
 _LONGEST_INTERVALS = 10.0  # ... or so many usual intervals
+_QUIET_DAYS = 14.0  # of a longer silence nothing more is learned
 _NEAR_KEPT = 200.0  # waits near the promise
-_ERRORS_KEPT = 40.0  # forecast errors, in windows of one cold start
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
 COLD_START_FIRST_VARIATION = 0.25
 COLD_START_LEAST_SECONDS = 1e-3  # nothing starts sooner: what is reported below is a mistake
@@ -55,13 +56,7 @@ class Estimates:
     started: float = 0.0
     short: Smoothed = NOTHING  # arrivals a second, over about one cold start
     long: Smoothed = NOTHING  # ... over about ten
-    window_at_seconds: float = 0.0  # the open window in which the forecast is checked
-    window_arrived: float = 0.0
-    window_forecast: float = 0.0
-    error_squares: float = 0.0
-    error_base: float = 0.0
-    crowd_squares: float = 0.0
-    crowd_base: float = 0.0
+    surprises: Surprises = NO_SURPRISES
     busy_slot_seconds: float = 0.0
     completions: float = 0.0
     cold_starts: float = 0.0
@@ -101,15 +96,12 @@ class Estimates:
     @property
     def dispersion(self) -> float:
         """Variance of arrivals around their forecast, over what a Poisson process of that rate would have."""
-        return min(max((self.error_squares + 4.0) / (self.error_base + 4.0), 0.5), 100.0)
+        return self.surprises.dispersion
 
     @property
     def crowd(self) -> float:
-        """How many requests a request finds within one cold start, itself included: what one surprise can make late.
-
-        0: none was seen yet.
-        """
-        return self.crowd_squares / self.crowd_base if self.crowd_base else 0.0
+        """How many requests a request finds within one cold start, itself included; 0: none was seen yet."""
+        return self.surprises.crowd
 
     @property
     def achieved(self) -> float | None:
@@ -120,7 +112,7 @@ class Estimates:
         """(arrivals a second, days seen) of that hour of the day, or None."""
         if not self.hours:
             return None
-        rate, days = self.hours[int(at_seconds % _DAY_SECONDS // _HOUR_SECONDS)]
+        rate, days = self.hours[_hour(at_seconds)]
         return (rate, days) if days > 0 else None
 
     def overdue(self, now_seconds: float, wait_seconds: float) -> float:
@@ -131,6 +123,44 @@ class Estimates:
 
 NOTHING_KNOWN = Estimates()
 _FIELDS = tuple(field.name for field in fields(Estimates))
+
+
+def rested(known: Estimates, goals: Goals, now_seconds: float) -> Estimates:
+    """As looking at an idle queue every usual interval would have left it, up to the last of these looks before now.
+
+    Nobody looks often at what is idle. What arrived is seen by a look, and so did after the last that was left out.
+    """
+    at_seconds, interval_seconds = known.at_seconds, known.interval_seconds
+    if at_seconds is None or known.samples < 2 or known.waiting + known.in_flight > 0:
+        return known
+    looks = math.ceil((now_seconds - at_seconds) / interval_seconds - 1e-6) - 1
+    if looks < 1:
+        return known
+    until_seconds = now_seconds - interval_seconds
+    elapsed_seconds = until_seconds - at_seconds
+    lead_seconds, short_seconds, long_seconds = _windows(known, goals)
+    fade = math.exp(-elapsed_seconds / _DAY_SECONDS)
+    hour, hour_arrived, hour_seconds, hours = _quiet_hours(known, until_seconds)
+    return replace(
+        known,
+        at_seconds=until_seconds,
+        samples=known.samples + looks,
+        short=known.short.fed(0.0, until_seconds, short_seconds),
+        long=known.long.fed(0.0, until_seconds, long_seconds),
+        surprises=known.surprises.rested(
+            known.short,
+            tau_seconds=short_seconds,
+            lead_seconds=lead_seconds,
+            interval_seconds=interval_seconds,
+            until_seconds=until_seconds,
+        ),
+        counted=known.counted * fade,
+        missed=known.missed * fade,
+        hour=hour,
+        hour_arrived=hour_arrived,
+        hour_seconds=hour_seconds,
+        hours=hours,
+    )
 
 
 def updated(
@@ -156,13 +186,12 @@ def updated(
         return _first(known, sample, waiting, in_flight, now_seconds)
     elapsed_seconds = max(now_seconds - before_seconds, 1e-3)  # two looks at once tell no rate
     interval_seconds = known.interval_seconds
-    recent_seconds = elapsed_seconds
-    if known.waiting + known.in_flight == 0:
-        # Nobody looks often at what is idle: what arrived, arrived since a look that would have seen it.
-        recent_seconds = min(elapsed_seconds, interval_seconds)
-    else:
+    # What is idle is not looked at often, but for the first two times: only more often than usual is news.
+    if known.samples == 1:
+        interval_seconds = min(elapsed_seconds, 60.0)
+    elif elapsed_seconds < interval_seconds or known.waiting + known.in_flight > 0:
         interval_seconds += 0.05 * (min(elapsed_seconds, 60.0) - interval_seconds)
-    busy = 0.5 * (known.in_flight + in_flight) * recent_seconds
+    busy = 0.5 * (known.in_flight + in_flight) * elapsed_seconds
     change = waiting - known.waiting
     # While something waits, what is in flight is as many slots as there are thought to be. Where those are only
     # believed in, one more that is believed in tells nothing of what arrived.
@@ -174,54 +203,31 @@ def updated(
         goals,
         change,
         busy_slot_seconds=busy,
-        recent_seconds=recent_seconds,
+        elapsed_seconds=elapsed_seconds,
     )
-    lead_seconds = known.cold_start_mean_seconds if known.cold_starts else _cold_start_first(goals)
-    short, long = known.short, known.long
-    short_seconds = max(lead_seconds, 2 * interval_seconds)
-    if recent_seconds < elapsed_seconds:
-        quiet_until_seconds = now_seconds - recent_seconds
-        short = short.fed(0.0, quiet_until_seconds, short_seconds)
-        long = long.fed(0.0, quiet_until_seconds, 10 * short_seconds)
-    rate = arrivals / recent_seconds
-    short, long = short.fed(rate, now_seconds, short_seconds), long.fed(rate, now_seconds, 10 * short_seconds)
+    lead_seconds, short_seconds, long_seconds = _windows(known, goals)
+    rate = arrivals / elapsed_seconds
+    short, long = known.short.fed(rate, now_seconds, short_seconds), known.long.fed(rate, now_seconds, long_seconds)
 
     arrived = known.arrived + arrivals
     started = max(arrived - waiting, 0.0)
     batches, counted, missed, just_in_time, just_late = _waits(
-        known, goals, arrived, started, now_seconds=now_seconds, recent_seconds=recent_seconds, purged=purged
+        known, goals, arrived, started, now_seconds=now_seconds, elapsed_seconds=elapsed_seconds, purged=purged
     )
     recent = known.recent
     if arrivals > 0:
-        recent = (*recent, (known.arrived, now_seconds - 0.5 * recent_seconds))
+        recent = (*recent, (known.arrived, now_seconds - 0.5 * elapsed_seconds))
         if len(recent) > _MOST_RECENT:
             half = _MOST_RECENT // 2
             recent = (*recent[:half:2], *recent[half:])
     fade = math.exp(-elapsed_seconds / _DAY_SECONDS)
     counted_before, missed_before = known.counted * fade, known.missed * fade
 
-    window_at, window_arrived = known.window_at_seconds, known.window_arrived + arrivals
-    window_forecast = known.window_forecast
-    error_squares, error_base = known.error_squares, known.error_base
-    crowd_squares, crowd_base = known.crowd_squares, known.crowd_base
-    if now_seconds - window_at >= lead_seconds:
-        expected = window_forecast * (now_seconds - window_at)
-        if window_arrived > 0:
-            fade = 1.0 - 1.0 / _ERRORS_KEPT
-            crowd_squares = crowd_squares * fade + window_arrived * window_arrived
-            crowd_base = crowd_base * fade + window_arrived
-        if expected >= 1.0:
-            fade = 1.0 - 1.0 / _ERRORS_KEPT
-            # A burst that sets in is one surprise, not how uneven its traffic is: one window moves it so far only.
-            most = 4.0 * (known.dispersion + 1.0) * expected
-            above = max(window_arrived - expected, 0.0)  # only being surprised from above makes anyone late
-            error_squares = error_squares * fade + min(2.0 * above * above, most)
-            error_base = error_base * fade + expected
-        window_at, window_arrived, window_forecast = now_seconds, 0.0, short.value
+    surprises = known.surprises.fed(arrivals, short.value, lead_seconds=lead_seconds, now_seconds=now_seconds)
 
     busy_sum, done_sum = known.busy_slot_seconds, known.completions
     # How busy they were while nobody looked for long, both ends of it don't tell.
-    if not purged and recent_seconds <= max(_LONGEST_SECONDS, _LONGEST_INTERVALS * interval_seconds):
+    if not purged and elapsed_seconds <= max(_LONGEST_SECONDS, _LONGEST_INTERVALS * interval_seconds):
         busy_sum, done_sum = busy_sum + busy, done_sum + completions
         if done_sum > _COMPLETIONS_KEPT:
             busy_sum, done_sum = busy_sum * _COMPLETIONS_KEPT / done_sum, _COMPLETIONS_KEPT
@@ -257,13 +263,7 @@ def updated(
         started,
         short,
         long,
-        window_at,
-        window_arrived,
-        window_forecast,
-        error_squares,
-        error_base,
-        crowd_squares,
-        crowd_base,
+        surprises,
         busy_sum,
         done_sum,
         cold_count,
@@ -293,7 +293,7 @@ def _cold_start_first(goals: Goals) -> float:
 def dumped(known: Estimates) -> dict[str, Any]:
     """As plain values, for a file."""
     plain: dict[str, Any] = {name: getattr(known, name) for name in _FIELDS}
-    return plain | {"short": asdict(known.short), "long": asdict(known.long)}
+    return plain | {name: asdict(getattr(known, name)) for name in ("short", "long", "surprises")}
 
 
 def loaded(values: dict[str, Any], *, shift_seconds: float = 0.0) -> Estimates:
@@ -311,7 +311,10 @@ def loaded(values: dict[str, Any], *, shift_seconds: float = 0.0) -> Estimates:
     known["hours"] = tuple((float(rate), float(days)) for rate, days in known.get("hours", ()))
     for name in ("batches", "recent"):
         known[name] = tuple((float(count), float(at) + shift_seconds) for count, at in known.get(name, ()))
-    for name in ("at_seconds", "window_at_seconds", "waking_since_seconds"):
+    surprises = known.pop("surprises", None)
+    if isinstance(surprises, dict):
+        known["surprises"] = Surprises(**(surprises | {"at_seconds": surprises["at_seconds"] + shift_seconds}))
+    for name in ("at_seconds", "waking_since_seconds"):
         if known.get(name) is not None:
             known[name] += shift_seconds
     return Estimates(**known)
@@ -345,9 +348,7 @@ def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, n
         started=0.0,
         short=Smoothed(known.short.value, known.short.weight, now_seconds),
         long=Smoothed(known.long.value, known.long.weight, now_seconds),
-        window_at_seconds=now_seconds,
-        window_arrived=0.0,
-        window_forecast=known.short.value,
+        surprises=replace(known.surprises, at_seconds=now_seconds, arrived=0.0, forecast=known.short.value),
         waking_since_seconds=None,
         batches=((waiting, now_seconds),) if waiting else (),
         recent=((-in_flight, now_seconds),) if waiting + in_flight else (),
@@ -358,7 +359,7 @@ def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, n
 
 
 def _flows(
-    known: Estimates, sample: Sample, goals: Goals, change: float, *, busy_slot_seconds: float, recent_seconds: float
+    known: Estimates, sample: Sample, goals: Goals, change: float, *, busy_slot_seconds: float, elapsed_seconds: float
 ) -> tuple[float, float, bool]:
     """(arrivals, completions, purged) since the last sample, while the requests in the system changed by `change`.
 
@@ -375,7 +376,7 @@ def _flows(
         completions = completions if completions >= 0 else None
     likely = busy_slot_seconds / known.service_seconds(goals)
     if arrivals is None and completions is None:
-        hidden = unseen(known.short.value * recent_seconds, likely, abs(change))
+        hidden = unseen(known.short.value * elapsed_seconds, likely, abs(change))
         arrivals, completions = hidden + max(change, 0.0), hidden + max(-change, 0.0)
     elif arrivals is None:
         arrivals = max(change + (completions or 0.0), 0.0)
@@ -412,7 +413,7 @@ def _waits(
     started: float,
     *,
     now_seconds: float,
-    recent_seconds: float,
+    elapsed_seconds: float,
     purged: bool,
 ) -> tuple[tuple[tuple[float, float], ...], float, float, float, float]:
     """(batches that still wait, requests that started, those of them that had waited too long, near misses and hits).
@@ -424,7 +425,7 @@ def _waits(
     just_in_time, just_late = known.just_in_time, known.just_late
     batches = known.batches
     if arrived > known.arrived:
-        batches = (*batches, (arrived, now_seconds - 0.5 * recent_seconds))
+        batches = (*batches, (arrived, now_seconds - 0.5 * elapsed_seconds))
     if not batches:
         return batches, 0.0, 0.0, just_in_time, just_late
     if purged:
@@ -438,14 +439,14 @@ def _waits(
         part = min(until, started) - before
         if part > 0:
             counted += part
-            wait_seconds = now_seconds - 0.5 * recent_seconds - at_seconds
-            off = (wait_seconds - limit_seconds) / recent_seconds
+            wait_seconds = now_seconds - 0.5 * elapsed_seconds - at_seconds
+            off = (wait_seconds - limit_seconds) / elapsed_seconds
             if off >= 1.0:
                 missed += part
             elif off > -1.0:
                 missed += part * _late_share(off, just_in_time, just_late)
             # What came and began between two looks is no wait that nearly was too long.
-            if 0.5 <= abs(off) <= 1.5 and wait_seconds > 0.5 * recent_seconds:
+            if 0.5 <= abs(off) <= 1.5 and wait_seconds > 0.5 * elapsed_seconds:
                 if off < 0:
                     just_in_time += part
                 else:
@@ -485,14 +486,47 @@ def _hours(
     known: Estimates, arrivals: float, elapsed_seconds: float, now_seconds: float
 ) -> tuple[int, float, float, tuple[tuple[float, float], ...]]:
     """(hour of the day, arrivals in it, seconds of it seen, profile): an hour counts when it is over."""
-    hour = int(now_seconds % _DAY_SECONDS // _HOUR_SECONDS)
+    hour = _hour(now_seconds)
     if hour == known.hour:
         return hour, known.hour_arrived + arrivals, known.hour_seconds + elapsed_seconds, known.hours
-    hours = known.hours
-    if known.hour >= 0 and known.hour_seconds >= 0.5 * _HOUR_SECONDS:
-        profile = list(hours or ((0.0, 0.0),) * HOURS)
-        rate, days = profile[known.hour]
-        days = min(days + 1.0, 7.0)
-        profile[known.hour] = (rate + (known.hour_arrived / known.hour_seconds - rate) / days, days)
-        hours = tuple(profile)
+    hours = _hour_over(known.hours, known.hour, known.hour_arrived, known.hour_seconds)
     return hour, arrivals, min(elapsed_seconds, _HOUR_SECONDS), hours
+
+
+def _quiet_hours(known: Estimates, until_seconds: float) -> tuple[int, float, float, tuple[tuple[float, float], ...]]:
+    """As `_hours`, for looks every usual interval until then that see nothing come."""
+    hour, arrived, seconds, hours = known.hour, known.hour_arrived, known.hour_seconds, known.hours
+    interval_seconds = known.interval_seconds
+    at_seconds = max(known.at_seconds or 0.0, until_seconds - _QUIET_DAYS * _DAY_SECONDS)
+    while True:
+        turns_seconds = (at_seconds // _HOUR_SECONDS + 1.0) * _HOUR_SECONDS
+        looks = math.ceil((turns_seconds - at_seconds) / interval_seconds)
+        if at_seconds + looks * interval_seconds > until_seconds + 1e-6:
+            return hour, arrived, seconds + until_seconds - at_seconds, hours
+        at_seconds += looks * interval_seconds
+        hours = _hour_over(hours, hour, arrived, seconds + (looks - 1) * interval_seconds)
+        hour, arrived, seconds = _hour(at_seconds), 0.0, interval_seconds
+
+
+def _hour(at_seconds: float) -> int:
+    return int(at_seconds % _DAY_SECONDS // _HOUR_SECONDS)
+
+
+def _hour_over(
+    hours: tuple[tuple[float, float], ...], hour: int, arrived: float, seconds: float
+) -> tuple[tuple[float, float], ...]:
+    """The profile with one more hour, if most of it was seen."""
+    if hour < 0 or seconds < 0.5 * _HOUR_SECONDS:
+        return hours
+    profile = list(hours or ((0.0, 0.0),) * HOURS)
+    rate, days = profile[hour]
+    days = min(days + 1.0, 7.0)
+    profile[hour] = (rate + (arrived / seconds - rate) / days, days)
+    return tuple(profile)
+
+
+def _windows(known: Estimates, goals: Goals) -> tuple[float, float, float]:
+    """(a cold start, the time constants of the short and of the long rate) in seconds."""
+    lead_seconds = known.cold_start_mean_seconds if known.cold_starts else _cold_start_first(goals)
+    short_seconds = max(lead_seconds, 2.0 * known.interval_seconds)
+    return lead_seconds, short_seconds, 10.0 * short_seconds

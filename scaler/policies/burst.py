@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from typing import Any, Generic
 
 from scaler.core.decide import Policy, Proposal, Situation, StateT
-from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, updated
+from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, rested, updated
 from scaler.core.model import Goals, Sample, Step
 from scaler.core.values import value_class
 from scaler.core.window import NOTHING, Smoothed
@@ -140,7 +140,7 @@ def _watched(situation: Situation, state: BurstState[Any], value: float) -> tupl
     short, long = state.short, state.long
     if not _tells_arrivals(sample):
         return known, short.fed(value, now_seconds, SHORT_SECONDS), long.fed(value, now_seconds, LONG_SECONDS)
-    before = known
+    before = rested(known, situation.goals, now_seconds)
     view, last = situation.view, situation.last
     ready = view.ready if view is not None else 0 if last is None else last.desired_replicas
     known = updated(
@@ -154,12 +154,10 @@ def _watched(situation: Situation, state: BurstState[Any], value: float) -> tupl
     )
     if before.at_seconds is None or now_seconds <= before.at_seconds:
         return known, short, long
-    since_seconds = before.at_seconds
-    # As in estimate: what is idle is not looked at often, and a look would have seen what arrived before.
-    if before.waiting + before.in_flight == 0:
-        since_seconds = max(since_seconds, now_seconds - before.interval_seconds)
-        short, long = short.fed(0.0, since_seconds, SHORT_SECONDS), long.fed(0.0, since_seconds, LONG_SECONDS)
-    rate = max(known.arrived - before.arrived, 0.0) / (now_seconds - since_seconds)
+    if before.at_seconds != state.known.at_seconds:
+        short = short.fed(0.0, before.at_seconds, SHORT_SECONDS)
+        long = long.fed(0.0, before.at_seconds, LONG_SECONDS)
+    rate = max(known.arrived - before.arrived, 0.0) / (now_seconds - before.at_seconds)
     return known, short.fed(rate, now_seconds, SHORT_SECONDS), long.fed(rate, now_seconds, LONG_SECONDS)
 
 

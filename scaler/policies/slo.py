@@ -31,7 +31,7 @@ from statistics import NormalDist
 from typing import Any
 
 from scaler.core.decide import Proposal, Situation
-from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, updated
+from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, rested, updated
 from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use, reloaded
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import remaining_seconds
@@ -126,7 +126,8 @@ class Slo:
     def propose(self, situation: Situation, state: SloState) -> Proposal[SloState]:
         """What deadlines need, and what is worth keeping."""
         now_seconds, goals, sample = situation.now_seconds, situation.goals, situation.sample
-        last, view, before = situation.last, situation.view, state.estimates
+        last, view = situation.last, situation.view
+        before = rested(state.estimates, goals, now_seconds)
         asked = _there_at_first(sample, goals) if last is None else last.desired_replicas
         # Slow quantities are taken from before this sample: more waiting must never look like less to do.
         start = _starting(before, goals)
@@ -149,13 +150,16 @@ class Slo:
         before_seconds = now_seconds if before.at_seconds is None else before.at_seconds
         need, why, numbers = _need(known, view, start, price, before_seconds=before_seconds, now_seconds=now_seconds)
         level = 0 if known.recent is before.recent else _level(known, start, price)  # asked for by arrivals only
-        holds = in_use(
-            state.holds,
-            min(level, goals.max_replicas),
-            letting_go=_letting_go(before.long.value / start.speed, start, price),
-            shortest_seconds=2.0 * before.interval_seconds,
-            now_seconds=now_seconds,
-        )
+        idle = known.waiting + known.in_flight == 0.0 and not view.starting_at_seconds
+        holds = state.holds
+        if not idle or level > 0 or not holds.timeouts_seconds:  # how long each is kept is settled when it was used
+            holds = in_use(
+                holds,
+                min(level, goals.max_replicas),
+                letting_go=_letting_go(before.long.value / start.speed, start, price),
+                shortest_seconds=2.5 * before.interval_seconds,  # halves: looks are whole intervals apart, give or take
+                now_seconds=now_seconds,
+            )
         kept, release_at_seconds = held(holds, now_seconds, kept_after_last_seconds=goals.cooldown_seconds or 0.0)
         # What is loading is not killed, and while something waits nothing that is there can be idle.
         there = view.ready + len(view.starting_at_seconds)
@@ -164,7 +168,6 @@ class Slo:
         if goals.warm == "floor":
             hint = warm_hint(known, goals, ready=need, now_seconds=now_seconds)
             desired = max(desired, need + hint.replicas)
-            release_at_seconds = min(release_at_seconds, now_seconds + hint.valid_seconds)
             warm_steps = (hint.step,)
         desired = min(desired, goals.max_replicas)
         steps = (
@@ -192,7 +195,6 @@ class Slo:
             unsure_until_seconds = now_seconds + kept_seconds
         elif blind and desired > 0 and known.in_flight == 0:
             woken = state.woken if asked > 0 else now_seconds > (unsure_until_seconds or -math.inf)
-        idle = known.waiting + known.in_flight == 0.0 and not view.starting_at_seconds
         return Proposal(
             state=SloState(
                 known,
@@ -204,7 +206,7 @@ class Slo:
             active=desired > 0,
             metric_value=float(desired),
             target_value=1.0,
-            review_at_seconds=release_at_seconds if idle else None,
+            review_at_seconds=release_at_seconds if idle and goals.warm != "floor" else None,
             steps=steps + warm_steps,
         )
 

@@ -67,6 +67,7 @@ class Pilot:
     _seen: tuple[int, int, int, int] = (-1, -1, -1, -1)
     _weighed: tuple[float, float, int] = (0.0, 0.0, 0)
     _is_content: bool = False
+    _looks: int = 0
     _memoryless: bool = False
 
     def begin(self, world: World) -> float:
@@ -118,7 +119,8 @@ class Pilot:
         seen = (arrived, completed, waiting, world.replicas_version)
         last = self._decision
         next_at_seconds = after(now_seconds, self.sample_seconds, self._phases[0])
-        if last is not None and seen == self._seen:
+        self._looks += 1
+        if last is not None and seen == self._seen and self._looks > 2:  # two tell how often it looks
             review_at_seconds = last.review_at_seconds
             if review_at_seconds is not None and review_at_seconds > now_seconds:
                 if arrived != completed:
