@@ -112,10 +112,17 @@ def decide(
     steps = proposal.steps
     if agreed is None:
         agreed = rails.agreeing(sample, before=memory.sample, confirmed=memory.confirmed, goals=goals)
-    active, step = rails.confirm(active=proposal.active, agreed=agreed, last=last, goals=goals, sample=sample)
+    confirmed, tentative = agreed if proposal.active else 0, None
+    step = rails.confirm(active=proposal.active, agreed=agreed, last=last, goals=goals, sample=sample)
     if step is not None:
-        steps = (*steps, step)
-    value = max(proposal.metric_value, 0.0)
+        # Withheld is what rests on the reading, not what would be asked for had it shown no work.
+        tentative = proposal.state
+        without = Situation(
+            now_seconds=now_seconds, goals=goals, sample=rails.without_work(sample), view=view, last=last
+        )
+        proposal = replace(policy.propose(without, memory.state), state=memory.state, review_at_seconds=None)
+        steps = (*steps, step, *proposal.steps)
+    active, value = proposal.active, max(proposal.metric_value, 0.0)
     if policy.decides_replicas:
         if active:
             value, step = rails.keep_busy(value, sample=sample, view=view, last=last, goals=goals)
@@ -130,15 +137,12 @@ def decide(
         metric_value=value,
         target_value=proposal.target_value,
         desired_replicas=_replicas(value, proposal.target_value, goals, active=active),
-        review_at_seconds=proposal.review_at_seconds if active == proposal.active else None,
+        review_at_seconds=proposal.review_at_seconds,
         steps=steps,
     )
-    confirmed = agreed if proposal.active else 0
-    if proposal.active and not active:
-        return decision, Memory(
-            state=memory.state, last=decision, sample=sample, confirmed=confirmed, tentative=proposal.state
-        )
-    return decision, Memory(state=proposal.state, last=decision, sample=sample, confirmed=confirmed)
+    return decision, Memory(
+        state=proposal.state, last=decision, sample=sample, confirmed=confirmed, tentative=tentative
+    )
 
 
 def _held(memory: Memory[StateT], goals: Goals, now_seconds: float) -> Decision | None:

@@ -193,10 +193,12 @@ def updated(
         interval_seconds += 0.05 * (min(elapsed_seconds, 60.0) - interval_seconds)
     busy = 0.5 * (known.in_flight + in_flight) * elapsed_seconds
     change = waiting - known.waiting
-    # While something waits, what is in flight is as many slots as there are thought to be. Where those are only
-    # believed in, one more that is believed in tells nothing of what arrived.
-    if not (blind and sample.in_flight is None and min(sample.waiting or 0.0, known.waiting) > 0):
-        change += in_flight - known.in_flight
+    more_in_flight = in_flight - known.in_flight
+    if blind and sample.in_flight is None and sample.waiting is not None and known.waiting > 0:
+        # While something waits, what is in flight is as many slots as there are thought to be. Where those are only
+        # believed in, one more that is believed in tells nothing of what arrived; only once nothing waits, fewer do.
+        more_in_flight = min(more_in_flight, 0.0) if waiting == 0 else 0.0
+    change += more_in_flight
     arrivals, completions, purged = _flows(
         known,
         sample,

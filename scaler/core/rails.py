@@ -7,6 +7,7 @@ policy; a policy can't forget them.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import current, reachable
@@ -14,7 +15,13 @@ from scaler.core.replicas import current, reachable
 
 def shows_work(sample: Sample) -> bool:
     """Whether the reading itself shows something to do, whatever is remembered from before it."""
-    return sample.active or sample.metric_value > 0 or bool(sample.waiting) or bool(sample.in_flight)
+    return (
+        sample.active
+        or sample.metric_value > 0
+        or bool(sample.waiting)
+        or bool(sample.in_flight)
+        or bool(sample.utilization_sum)
+    )
 
 
 def agreeing(sample: Sample, *, before: Sample | None, confirmed: int, goals: Goals) -> int:
@@ -26,22 +33,32 @@ def agreeing(sample: Sample, *, before: Sample | None, confirmed: int, goals: Go
     return min(confirmed + 1, goals.confirmations)
 
 
-def confirm(
-    *, active: bool, agreed: int, last: Decision | None, goals: Goals, sample: Sample
-) -> tuple[bool, Step | None]:
-    """(active, step): approximate counts may show work that isn't there, so `agreed` readings must show it.
+def without_work(sample: Sample) -> Sample:
+    """The reading, had it shown nothing to do."""
+    return replace(
+        sample,
+        metric_value=min(sample.metric_value, 0.0),
+        active=False,
+        waiting=None if sample.waiting is None else 0.0,
+        in_flight=None if sample.in_flight is None else 0.0,
+        utilization_sum=None if sample.utilization_sum is None else 0.0,
+    )
 
-    Only what is known to be inactive is woken: with nothing remembered (a restart) replicas may well be serving,
-    and an answer of inactive could scale them to zero. What a policy wants although the reading shows no work (a
-    warm floor) rests on no reading that could be wrong.
+
+def confirm(*, active: bool, agreed: int, last: Decision | None, goals: Goals, sample: Sample) -> Step | None:
+    """Why the work that the reading shows is not believed yet, or None where it is.
+
+    Approximate counts may show work that isn't there, so `agreed` readings must show it. Only what is known to be
+    inactive is woken: with nothing remembered (a restart) replicas may well be serving, and an answer of inactive
+    could scale them to zero.
     """
-    if not active or last is None or last.active:
-        return active, None
-    needed = goals.confirmations if sample.approximate else 1
+    if not active or last is None or last.active or not sample.approximate:
+        return None
+    needed = goals.confirmations
     if agreed >= needed or not shows_work(sample):
-        return active, None
-    reason = "read {} of {} that must agree before waking"
-    return False, Step(name="confirm", before=1, after=0, reason=reason, numbers=(agreed, needed))
+        return None
+    reason = "read {} of {} that must agree before waking: as if this one showed no work"
+    return Step(name="confirm", before=1, after=0, reason=reason, numbers=(agreed, needed))
 
 
 def keep_busy(

@@ -18,17 +18,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from scaler.core.estimate import Estimates
 from scaler.core.model import Goals, Step
 from scaler.core.replicas import remaining_seconds
 
 _HOUR_SECONDS = 3_600.0
-# Above this many expected requests the sum of the distribution is its normal approximation: the error of the
-# quantile is then below one request in a hundred, and the sum would take longer than a decision may.
-_NORMAL_FROM = 300.0
-_STANDARD = NormalDist()
+# Above this many expected requests the sum of the distribution would take longer than a decision may: how far the
+# quantile is from the mean grows with the deviation from there on.
+_MOST_SUMMED = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +56,22 @@ class WarmHint:
 
 
 def warm_hint(
-    known: Estimates, goals: Goals, *, ready: int, starting_at_seconds: Sequence[float] = (), now_seconds: float
+    known: Estimates,
+    goals: Goals,
+    *,
+    ready: int,
+    starting_at_seconds: Sequence[float] = (),
+    now_seconds: float,
+    learned: Estimates | None = None,
 ) -> WarmHint:
     """The warm pool beyond the replicas that the demand keeps, as known at `now_seconds`.
 
-    Those are `ready` that serve, and those that were created at `starting_at_seconds` and don't yet.
+    Those are `ready` that serve, and those that were created at `starting_at_seconds` and don't yet. `learned`: from
+    where slow quantities are taken, if not from `known`.
     """
-    service_seconds = known.service_seconds(goals)
-    mean_seconds, deviation_seconds = known.cold_start(goals)
+    learned = learned or known
+    service_seconds = learned.service_seconds(goals)
+    mean_seconds, deviation_seconds = learned.cold_start(goals)
     lead_seconds = mean_seconds + deviation_seconds
     wait_seconds = goals.wait_seconds or 0.0
     begun_by_one = goals.concurrency * (1.0 + (lead_seconds + wait_seconds) / service_seconds)
@@ -77,9 +83,9 @@ def warm_hint(
     there = ready + len(starting_at_seconds)
     expected = _rate(known, now_seconds, lead_seconds) * lead_seconds
     price = service_seconds * goals.attainment / (1.0 - goals.attainment)
-    averted = min(max(known.crowd, 1.0), begun_by_one)
+    averted = min(max(learned.crowd, 1.0), begun_by_one)
     quantile = price * averted / (lead_seconds + price * averted)
-    demand = demand_quantile(expected, known.dispersion, quantile)
+    demand = demand_quantile(expected, learned.dispersion, quantile)
     lacking = known.waiting + demand - capacity
     replicas = max(math.ceil(lacking / begun_by_one - 1e-9), 0) if demand > 0 else 0
     replicas = min(replicas, max(goals.max_replicas - there, 0))
@@ -116,9 +122,9 @@ def demand_quantile(expected: float, dispersion: float, quantile: float) -> floa
     if expected <= 0 or quantile <= 0:
         return 0.0
     quantile = min(quantile, 1.0 - 1e-9)
-    if expected > _NORMAL_FROM:
-        spread = math.sqrt(expected * max(dispersion, 1.0))
-        return float(math.ceil(max(expected + _STANDARD.inv_cdf(quantile) * spread, 0.0)))
+    if expected > _MOST_SUMMED:
+        above = demand_quantile(_MOST_SUMMED, dispersion, quantile) - _MOST_SUMMED
+        return float(math.ceil(expected + above * math.sqrt(expected / _MOST_SUMMED) - 1e-9))
     if dispersion <= 1.0 + 1e-6:
         chance, size, share = math.exp(-expected), 0.0, 0.0
     else:

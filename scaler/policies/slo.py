@@ -148,7 +148,15 @@ class Slo:
             now_seconds=now_seconds,
         )
         before_seconds = now_seconds if before.at_seconds is None else before.at_seconds
-        need, why, numbers = _need(known, view, start, price, before_seconds=before_seconds, now_seconds=now_seconds)
+        need, why, numbers = _need(
+            known,
+            view,
+            start,
+            price,
+            crowd=before.crowd,
+            before_seconds=before_seconds,
+            now_seconds=now_seconds,
+        )
         level = 0 if known.recent is before.recent else _level(known, start, price)  # asked for by arrivals only
         idle = known.waiting + known.in_flight == 0.0 and not view.starting_at_seconds
         holds = state.holds
@@ -166,7 +174,7 @@ class Slo:
         desired = max(need, kept, there if view.starting_at_seconds or known.waiting > 0 else 0)
         warm_steps: tuple[Step, ...] = ()
         if goals.warm == "floor":
-            hint = warm_hint(known, goals, ready=need, now_seconds=now_seconds)
+            hint = warm_hint(known, goals, ready=need, now_seconds=now_seconds, learned=before)
             desired = max(desired, need + hint.replicas)
             warm_steps = (hint.step,)
         desired = min(desired, goals.max_replicas)
@@ -333,7 +341,14 @@ def _letting_go(load: float, start: _Start, price: _Price) -> tuple[float, ...]:
 
 
 def _need(
-    known: Estimates, view: ReplicaView, start: _Start, price: _Price, *, before_seconds: float, now_seconds: float
+    known: Estimates,
+    view: ReplicaView,
+    start: _Start,
+    price: _Price,
+    *,
+    crowd: float,
+    before_seconds: float,
+    now_seconds: float,
 ) -> tuple[int, str, tuple[float, ...]]:
     """The replicas that deadlines ask for now."""
     waiting, in_flight = known.waiting, known.in_flight
@@ -342,7 +357,6 @@ def _need(
     slots, speed, wait_seconds = start.slots, start.speed, start.wait_seconds
     busy = max(math.ceil(in_flight / slots - 1e-9), 1)
     rate = max(known.short.value, 0.5 * (known.short.value + known.long.value))
-    crowd = known.crowd
     pace = view.ready * speed
     free = max(view.ready * slots - in_flight, 0.0)
     starting = len(view.starting_at_seconds)

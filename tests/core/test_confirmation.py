@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from scaler.core.decide import Memory, decide
 from scaler.core.model import Decision, Goals, Sample
+from scaler.core.window import Smoothed
 from scaler.plugins import policies
 from scaler.trigger import parse_steps
 
@@ -70,6 +72,25 @@ def test_what_is_not_confirmed_leaves_nothing_behind(name: str, wrong: list[tupl
     got, _ = played(name, rest, wanted, after)
     clean, _ = played(name, rest, wanted, memory)
     assert [(one.active, one.metric_value) for one in got] == [(one.active, one.metric_value) for one in clean]
+
+
+def test_a_reading_that_is_not_confirmed_does_not_take_away_what_is_kept_warm() -> None:
+    wanted = replace(goals(confirmations=3), warm="floor")
+    rest = [reading(2.0 * index, 0.0) for index in range(3)]
+    usual = Smoothed(0.2, 1.0, 4.0)  # what is learned expects the next requests soon; the last answer was none
+    _, memory = played("slo", rest, wanted)
+    state = memory.state
+    memory = replace(
+        memory, state=replace(state, estimates=replace(state.estimates, short=usual, long=usual, hours=()))
+    )
+    assert memory.last is not None
+    assert not memory.last.active
+    (idle,), _ = played("slo", [reading(6.0, 0.0)], wanted, memory)
+    assert idle.active
+    (unsure,), after = played("slo", [reading(6.0, 3.0)], wanted, memory)
+    assert (unsure.active, unsure.metric_value) == (idle.active, idle.metric_value)
+    assert after.state == memory.state
+    assert after.tentative is not None
 
 
 @each_policy

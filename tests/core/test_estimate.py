@@ -140,6 +140,25 @@ def test_what_is_counted_is_about_the_last_day_however_seldom_something_comes() 
     assert known.counted == pytest.approx(24.0, rel=0.1)
 
 
+@pytest.mark.parametrize("before", [0.0, 1.0, 3.0, 40.0])
+@pytest.mark.parametrize("ready", [1, 2, 3, 9])
+def test_more_waiting_is_never_fewer_arrivals_where_replicas_are_only_believed_in(before: float, ready: int) -> None:
+    def read(at: float, waiting: float) -> Sample:
+        return Sample(at_seconds=at, metric_value=waiting, active=waiting > 0, waiting=waiting)
+
+    def looked(known: Estimates, one: Sample, ready: int) -> Estimates:
+        return updated(
+            known, one, GOALS, ready=ready, cold_starts_seconds=(), waking=False, blind=True, now_seconds=one.at_seconds
+        )
+
+    known = NOTHING_KNOWN
+    for at in range(10):
+        known = looked(known, read(5.0 * at, 2.0 * at), 2)
+    known = looked(known, read(50.0, before), 2)
+    arrived = [looked(known, read(55.0, waiting), ready).arrived for waiting in (0.0, 0.5, 1.0, 2.0, 3.0, 50.0)]
+    assert arrived == sorted(arrived)
+
+
 def test_a_counter_that_restarts_loses_one_sample_and_nothing_else() -> None:
     before = fed(NOTHING_KNOWN, *steady(), ready=10)
     last = steady()[-1]

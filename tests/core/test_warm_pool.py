@@ -61,6 +61,19 @@ def _at_most(count: int, expected: float, dispersion: float) -> float:
     return total
 
 
+@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.95, 0.999])
+@pytest.mark.parametrize("dispersion", [1.0, 3.0, 20.0, 100.0])
+def test_more_demand_never_has_a_smaller_quantile_however_it_is_worked_out(dispersion: float, quantile: float) -> None:
+    counts = [demand_quantile(expected, dispersion, quantile) for expected in range(280, 320)]
+    assert counts == sorted(counts)
+
+
+def test_large_demand_has_nearly_the_quantile_of_its_distribution() -> None:
+    count = demand_quantile(1_000.0, 20.0, 0.99)
+    assert _at_most(int(1.03 * count), 1_000.0, 20.0) >= 0.99
+    assert _at_most(int(0.97 * count), 1_000.0, 20.0) < 0.99
+
+
 def test_nothing_known_keeps_nothing_warm() -> None:
     assert warm_hint(Estimates(), GOALS, ready=0, now_seconds=0.0).replicas == 0
 
