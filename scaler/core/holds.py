@@ -81,19 +81,25 @@ def moved(before: tuple[float, ...], now: tuple[float, ...]) -> bool:
     return False
 
 
-def held(known: Holds, now_seconds: float, *, kept_after_last_seconds: float = 0.0) -> tuple[int, float]:
+def held(
+    used: tuple[tuple[int, float], ...],
+    timeouts_seconds: tuple[float, ...],
+    now_seconds: float,
+    *,
+    kept_after_last_seconds: float = 0.0,
+) -> tuple[int, float]:
     """(the highest level that is still worth keeping, when it stops being so).
 
+    `timeouts_seconds` as they were before the last use: were they learned from it, more of it could let more go.
     `kept_after_last_seconds`: how long somebody else (KEDA's cooldown) keeps the last replica once it is let go.
     """
-    used, timeouts = known.used, known.timeouts_seconds
     for index, (level, at_seconds) in enumerate(used):
         idle_seconds = now_seconds - at_seconds
         floor = used[index + 1][0] if index + 1 < len(used) else 0
         top = level
         while top > floor:
             group = min((top - 1).bit_length(), GROUPS - 1)  # group_of, without the call
-            timeout_seconds = timeouts[group] if group else timeouts[0] - kept_after_last_seconds
+            timeout_seconds = timeouts_seconds[group] if group else timeouts_seconds[0] - kept_after_last_seconds
             if idle_seconds < timeout_seconds:
                 return top, at_seconds + timeout_seconds
             top = 1 << (group - 1) if group else 0

@@ -32,7 +32,7 @@ from typing import Any
 
 from scaler.core.decide import Proposal, Situation
 from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, rested, updated
-from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use, reloaded
+from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use, reloaded, timeouts_of
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import remaining_seconds
 from scaler.core.values import value_class
@@ -160,15 +160,20 @@ class Slo:
         level = 0 if known.recent is before.recent else _level(known, start, price)  # asked for by arrivals only
         idle = known.waiting + known.in_flight == 0.0 and not view.starting_at_seconds
         holds = state.holds
-        if not idle or level > 0 or not holds.timeouts_seconds:  # how long each is kept is settled when it was used
+        timeouts_seconds = holds.timeouts_seconds
+        if not idle or level > 0 or not timeouts_seconds:  # how long each is kept is settled when it was used
+            letting_go = _letting_go(before.long.value / start.speed, start, price)
+            timeouts_seconds = timeouts_seconds or timeouts_of(holds.gaps, letting_go)
             holds = in_use(
                 holds,
                 min(level, goals.max_replicas),
-                letting_go=_letting_go(before.long.value / start.speed, start, price),
+                letting_go=letting_go,
                 shortest_seconds=2.5 * before.interval_seconds,  # halves: looks are whole intervals apart, give or take
                 now_seconds=now_seconds,
             )
-        kept, release_at_seconds = held(holds, now_seconds, kept_after_last_seconds=goals.cooldown_seconds or 0.0)
+        kept, release_at_seconds = held(
+            holds.used, timeouts_seconds, now_seconds, kept_after_last_seconds=goals.cooldown_seconds or 0.0
+        )
         # What is loading is not killed, and while something waits nothing that is there can be idle.
         there = view.ready + len(view.starting_at_seconds)
         desired = max(need, kept, there if view.starting_at_seconds or known.waiting > 0 else 0)
@@ -214,7 +219,7 @@ class Slo:
             active=desired > 0,
             metric_value=float(desired),
             target_value=1.0,
-            review_at_seconds=release_at_seconds if idle and goals.warm != "floor" else None,
+            review_at_seconds=release_at_seconds if idle and level == 0 and goals.warm != "floor" else None,
             steps=steps + warm_steps,
         )
 

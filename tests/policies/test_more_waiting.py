@@ -192,7 +192,7 @@ def answers(name: str, seed: int) -> Iterator[list[tuple[float, Decision]]]:
 
 
 # The seeds below failed with `slo` before it was mended, four of the first 2,500; of the first 100,000 (of the other
-# policies 10,000) none fails.
+# policies 8,000) none fails.
 @pytest.mark.parametrize("name", sorted(POLICIES))
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**63))
@@ -200,6 +200,8 @@ def answers(name: str, seed: int) -> Iterator[list[tuple[float, Decision]]]:
 @example(seed=1926)
 @example(seed=1950)
 @example(seed=2336)
+@example(seed=12634)
+@example(seed=40360)
 def test_more_waiting_never_means_fewer_replicas_after_any_history(name: str, seed: int) -> None:
     for found in answers(name, seed):
         for (less, fewer), (more, enough) in pairwise(found):
