@@ -4,8 +4,8 @@ The same load runs twice: through a real RabbitMQ, the real service as a process
 real gRPC (loadgen/keda.py), and through scaler/simulator. Time is compressed: the service runs on an event loop whose
 clock is `speed` times as fast, so that every interval, timeout and constant of Pilotlight is scaled as KEDA's are.
 
-A run and its simulation share the load, the cold starts (the n-th replica's is the same) and when KEDA polls and the
-HPA syncs; only the moment of the samples is drawn anew. Minutes long, and it measures time: no part of `make test`.
+A run and its simulation share the load, the cold starts (the n-th replica's is the same) and at which moments of their
+periods the source is read, KEDA polls and the HPA syncs. Minutes long, and it measures time: no part of `make test`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from scaler.simulator.controllers import Pilot
 from scaler.simulator.keda import OUR_BEHAVIOR, OUR_KEDA
 from scaler.simulator.rules import HPA_SYNC_SECONDS, KedaSpec
 from scaler.simulator.world import ColdStart, Outcome, Phase, World, WorldSpec
+from scaler.state import read_recording
 from tests.services import RabbitMQ, start_rabbitmq, unique
 
 COLD_START_SECONDS, VARIATION = 30.0, 0.25
@@ -107,6 +108,10 @@ class _FastLoop(asyncio.SelectorEventLoop):
         return super().time() * self._speed
 
 
+def _state_folder(folder: Path) -> Path:
+    return folder / "state"
+
+
 async def _serve(speed: float, ready_file: Path) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -121,6 +126,7 @@ async def _serve(speed: float, ready_file: Path) -> None:
             report_valid_seconds=10.0 * speed,
         ),
         rules=(RightsSettings(private_addresses=True),),
+        state_folder=str(_state_folder(ready_file.parent)),
     )
 
     def ready(serving: Serving) -> None:
@@ -161,7 +167,7 @@ class Comparison:
     `within_one_share`: of the time, the wanted replicas differ by at most one. `other_phases`: GPU-seconds of
     simulations in which KEDA and the HPA look at other moments: what differs by chance alone (5 %, 95 %).
     `twins_within_one_share`: the same share between simulations that differ in the moment of their samples only (5 %,
-    median): a policy that learns from samples is no closer to itself.
+    median): how much hangs on that moment alone.
     """
 
     policy: str
@@ -280,11 +286,18 @@ def simulate(policy: str, arrivals: Sequence[Arrival], seed: int, phases: tuple[
     return World(spec, arrivals, random.Random(seed)).run(pilot)
 
 
-def compare(policy: str, seed: int, experiment: Experiment) -> Comparison:
+def compare(policy: str, seed: int, experiment: Experiment, recording: Path) -> Comparison:
     """The run against a simulation of the load that was really sent."""
     recorder, events = experiment.recorder, experiment.events
     arrivals = sorted(recorder.sent)
-    phases = (0.5, _phase(events, "hpa", HPA_SYNC_SECONDS), _phase(events, "poll", KEDA.polling_seconds))
+    scaled_object = experiment.plan.scaled_object
+    assert scaled_object is not None
+    rows = read_recording(recording, f"{scaled_object.namespace}/{scaled_object.name}")
+    phases = (
+        _phase([experiment.pace.from_unix_seconds(row.at_seconds) for row in rows], SAMPLE_SECONDS),
+        _phase(_scaled(events, "hpa"), HPA_SYNC_SECONDS),
+        _phase(_scaled(events, "poll"), KEDA.polling_seconds),
+    )
     outcome = simulate(policy, arrivals, seed, phases)
     real_end = max(served.finished_at_seconds for served in recorder.served)
     end = min(real_end, outcome.end_at_seconds)
@@ -326,10 +339,14 @@ def compare(policy: str, seed: int, experiment: Experiment) -> Comparison:
     )
 
 
-def _phase(events: Sequence[Event], by: str, period_seconds: float) -> float:
-    """When in its period somebody looks, as a share: the circular mean of when it changed something."""
-    turns = [2 * math.pi * event.at_seconds / period_seconds for event in events
-             if event.kind == "scaled" and event.by == by]  # fmt: skip
+def _scaled(events: Sequence[Event], by: str) -> list[float]:
+    """When it changed the replicas."""
+    return [event.at_seconds for event in events if event.kind == "scaled" and event.by == by]
+
+
+def _phase(moments: Sequence[float], period_seconds: float) -> float:
+    """When in its period somebody looks, as a share: the circular mean of when it was seen to."""
+    turns = [2 * math.pi * moment / period_seconds for moment in moments]
     mean = math.atan2(sum(map(math.sin, turns)), sum(map(math.cos, turns))) if turns else 0.0
     return mean / (2 * math.pi) % 1.0
 
@@ -368,7 +385,7 @@ def _close(points: Sequence[tuple[Any, ...]], outcome: Outcome, end_at_seconds: 
 
 
 async def _all(
-    policies: Sequence[str], runs: int, minutes: float, stage: Stage, *, folder: Path | None
+    policies: Sequence[str], runs: int, minutes: float, stage: Stage, *, folder: Path, kept: bool
 ) -> list[Comparison]:
     """The runs of a policy side by side: they share the machine, the broker and the service, and nothing else."""
     seeds = range(1, runs + 1)
@@ -377,7 +394,7 @@ async def _all(
     for policy in policies:
         experiments = await asyncio.gather(*(run_real(policy, loads[seed], seed, stage) for seed in seeds))
         for seed, experiment in zip(seeds, experiments, strict=True):
-            if folder is not None:
+            if kept:
                 record = {
                     "sent": experiment.recorder.sent,
                     "points": [asdict(point) for point in experiment.recorder.points],
@@ -385,7 +402,7 @@ async def _all(
                     "served": [asdict(served) for served in experiment.recorder.served],
                 }
                 (folder / f"{policy}-{seed}.json").write_text(json.dumps(record))
-            found.append(compare(policy, seed, experiment))
+            found.append(compare(policy, seed, experiment, _state_folder(folder)))
     return found
 
 
@@ -457,7 +474,9 @@ def main() -> int:
         (folder / "ready.json").unlink(missing_ok=True)
         with _service(arguments.speed, folder) as addresses:
             stage = Stage(rabbitmq, *addresses, arguments.speed)
-            comparisons = asyncio.run(_all(policies, arguments.runs, arguments.minutes, stage, folder=arguments.keep))
+            comparisons = asyncio.run(
+                _all(policies, arguments.runs, arguments.minutes, stage, folder=folder, kept=arguments.keep is not None)
+            )
     medians = _medians(comparisons)
     if arguments.json:
         figures = {

@@ -33,7 +33,7 @@ def point(at_seconds: float, wanted: int, *, terminating: int = 0) -> Point:
 )
 def test_the_phase_of_a_loop_is_found_across_the_edge_of_its_period(moments: list[float], share: float) -> None:
     events = [scaled("hpa", at) for at in moments] + [scaled("push", 7.0)]
-    found = reality._phase(events, "hpa", 15.0)
+    found = reality._phase(reality._scaled(events, "hpa"), 15.0)
     assert min(abs(found - share), 1 - abs(found - share)) < 1e-6
 
 
