@@ -1307,7 +1307,7 @@ def _is_object_name(text: str) -> bool:
 def _sample(trigger: Trigger, reading: object, view: ReplicaView | None, now: float) -> Sample:
     """What `reading` means for this trigger. Raises SourceNoData where that is nothing."""
     sample: Sample = trigger.source.sample(trigger.config, reading, now_seconds=now, view=view)
-    if not math.isfinite(sample.metric_value):
+    if not sample.is_finite:
         raise SourceNoData(f"{quoted(trigger.identity)} gave a value that is no number")
     stale_seconds = trigger.goals.stale_seconds
     if stale_seconds is not None and now - sample.at_seconds > stale_seconds:

@@ -117,7 +117,8 @@ class Observation:
 class _Last(NamedTuple):
     """The newest of one workload, not yet written."""
 
-    at: float
+    at: float  # by the wall's clock ...
+    clock_at: float  # ... and by the process's, in which `state` counts
     policy: Policy[Any] | Durable
     decision: Decision
     state: Any
@@ -188,15 +189,19 @@ class StateFile:
         if row is None:
             return None
         at, active, metric_value, target_value, desired, learned, read_at, read_value, *parts = row
-        now, shift_seconds = self._clock(), self._clock() - self._wall()
+        now, wall_now = self._clock(), self._wall()
         state = None
         if learned is not None and isinstance(policy, Durable):
             try:
-                state = policy.load(json.loads(learned), shift_seconds=shift_seconds)
+                values = json.loads(learned)
+                # An older version wrote the state alone, of a clock that counts from Unix time.
+                was_at, was_clock_at, values = values if isinstance(values, list) else (at, at, values)
+                shift_seconds = _moment(now, wall_now, was_at) - was_clock_at
+                state = policy.load(values, shift_seconds=shift_seconds)
             except Exception as err:  # noqa: BLE001 - whatever an older version wrote: start learning anew
                 self._tell("learned_unreadable", err)
         decision = Decision(
-            at_seconds=min(at + shift_seconds, now),
+            at_seconds=_moment(now, wall_now, at),
             active=bool(active),
             metric_value=metric_value,
             target_value=target_value,
@@ -208,7 +213,7 @@ class StateFile:
         if read_at is not None:
             waiting, in_flight, arrived_total, completed_total, oldest_age_seconds = parts
             sample = Sample(
-                at_seconds=min(read_at + shift_seconds, now),
+                at_seconds=_moment(now, wall_now, read_at),
                 metric_value=read_value,
                 active=read_value > 0,
                 waiting=waiting,
@@ -247,7 +252,7 @@ class StateFile:
             dry_run_desired,
         )
         with self._lock:
-            self._lasts[key] = _Last(at, policy, decision, state)
+            self._lasts[key] = _Last(at, self._clock(), policy, decision, state)
             if len(self._rows) < self._settings.queue_observations:
                 self._rows.append((key, (at, *row)))
             else:
@@ -256,7 +261,7 @@ class StateFile:
     def learn(self, key: Key, policy: Policy[Any] | Durable, *, decision: Decision, state: Any) -> None:
         """Take note of what was learned under `key`, without an observation: of a dry run, which is not asked."""
         with self._lock:
-            self._lasts[key] = _Last(self._wall(), policy, decision, state)
+            self._lasts[key] = _Last(self._wall(), self._clock(), policy, decision, state)
 
     @property
     def waiting(self) -> int:
@@ -413,8 +418,8 @@ class StateFile:
         workload = self._id(connection, key)
         learned = None
         due = self._dumped.get(key, float("-inf")) + self._settings.learned_seconds
-        if newest.state is not None and (last or newest.at >= due) and isinstance(newest.policy, Durable):
-            self._dumped[key] = newest.at
+        if newest.state is not None and (last or newest.clock_at >= due) and isinstance(newest.policy, Durable):
+            self._dumped[key] = newest.clock_at
             learned = self._dump(newest)
         connection.execute(
             "INSERT INTO last (workload, at, active, metric_value, target_value, desired, learned) "
@@ -435,7 +440,7 @@ class StateFile:
     def _dump(self, newest: _Last) -> str | None:
         assert isinstance(newest.policy, Durable)  # the caller has seen it
         try:
-            return json.dumps(newest.policy.dump(newest.state), separators=(",", ":"))
+            return json.dumps([newest.at, newest.clock_at, newest.policy.dump(newest.state)], separators=(",", ":"))
         except Exception as err:  # noqa: BLE001 - one policy's mistake must not cost the others their state
             kind = type(newest.policy).__name__
             if kind not in self._undumpable:
@@ -542,6 +547,11 @@ class StateFile:
 
 class _Damaged(sqlite3.DatabaseError):
     """The file is SQLite's, but damaged or not ours."""
+
+
+def _moment(now: float, wall_now: float, wall_at: float) -> float:
+    """By the process's clock, when it was `wall_at` by the wall's: never later than now."""
+    return now - max(wall_now - wall_at, 0.0)
 
 
 def _connected(path: Path) -> sqlite3.Connection:

@@ -452,6 +452,7 @@ def _goals(values: Values) -> Goals:
         hold_seconds=120.0 if hold is None else hold,
         stale_seconds=values.number("staleSeconds"),
         hpa_tolerance=0.1 if tolerance is None else tolerance,
+        sample_seconds=values.number("sampleSeconds"),
     )
 
 

@@ -96,11 +96,14 @@ def decide(
     `agreed`: readings in a row that show work, where the caller counts them (a sample put together from several
     sources); else they are counted here.
 
-    Without a fresh `sample` the last decision is held: its numbers stand, `expired` is set once it is older
-    than `goals.hold_seconds`. With neither a sample nor a last decision there is no answer: None.
+    Without a fresh `sample`, or with one that is not finite, the last decision is held: its numbers stand, `expired`
+    is set once it is older than `goals.hold_seconds`. With neither a sample nor a last decision there is no answer:
+    None.
     """
     view = fresh(view, now_seconds)
-    if sample is None:
+    if sample is None or not sample.is_finite:  # what is no number says nothing: unknown is never zero
+        if memory.last is not None and memory.last.at_seconds > now_seconds:  # the clock stepped back: time goes on
+            memory = replace(memory, last=replace(memory.last, at_seconds=now_seconds))
         return _held(memory, goals, now_seconds), memory
     last = memory.last
     state = memory.state

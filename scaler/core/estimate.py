@@ -32,6 +32,7 @@ _COMPLETIONS_KEPT = 300.0  # service seconds are the mean of about so many compl
 _COLD_STARTS_KEPT = 20.0
 _LONGEST_SECONDS = 60.0  # between two samples from which service times are learned ...
 _LONGEST_INTERVALS = 10.0  # ... or so many usual intervals
+_STEP_SECONDS = 600.0  # a gap in the readings that nobody explains ...
 _QUIET_DAYS = 14.0  # of a longer silence nothing more is learned
 _NEAR_KEPT = 200.0  # waits near the promise
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
@@ -120,6 +121,33 @@ class Estimates:
         late = bisect_left(self.batches, now_seconds - wait_seconds, key=_arrival)
         return self.batches[late - 1][0] - self.started if late else 0.0
 
+    def stepped_seconds(self, goals: Goals, now_seconds: float) -> float:
+        """`stepped_seconds` of these; nobody looks often at what is idle."""
+        return stepped_seconds(
+            self.at_seconds,
+            goals,
+            now_seconds,
+            usual_seconds=self.interval_seconds,
+            is_watched=self.waiting + self.in_flight > 0,
+        )
+
+    def shifted(self, seconds: float, *, turns_hours: bool) -> Estimates:
+        """With every moment moved, where the clock was put; `turns_hours`: the hours of the day, too."""
+        at_seconds, waking_since_seconds = self.at_seconds, self.waking_since_seconds
+        hour, hours, turned = self.hour, self.hours, round(seconds / _HOUR_SECONDS) % HOURS if turns_hours else 0
+        return replace(
+            self,
+            at_seconds=None if at_seconds is None else at_seconds + seconds,
+            short=self.short.shifted(seconds),
+            long=self.long.shifted(seconds),
+            surprises=replace(self.surprises, at_seconds=self.surprises.at_seconds + seconds),
+            waking_since_seconds=None if waking_since_seconds is None else waking_since_seconds + seconds,
+            batches=tuple([(until, at + seconds) for until, at in self.batches]),
+            recent=tuple([(before, at + seconds) for before, at in self.recent]),
+            hour=hour if hour < 0 else (hour + turned) % HOURS,
+            hours=(*hours[HOURS - turned :], *hours[: HOURS - turned]) if hours else hours,
+        )
+
 
 NOTHING_KNOWN = Estimates()
 _FIELDS = tuple(field.name for field in fields(Estimates))
@@ -182,7 +210,7 @@ def updated(
     """
     before_seconds = known.at_seconds
     waiting, in_flight = _split(known, sample, goals, ready)
-    if before_seconds is None or now_seconds <= before_seconds:
+    if before_seconds is None or now_seconds < before_seconds:
         return _first(known, sample, waiting, in_flight, now_seconds)
     elapsed_seconds = max(now_seconds - before_seconds, 1e-3)  # two looks at once tell no rate
     interval_seconds = known.interval_seconds
@@ -298,28 +326,41 @@ def dumped(known: Estimates) -> dict[str, Any]:
     return plain | {name: asdict(getattr(known, name)) for name in ("short", "long", "surprises")}
 
 
-def loaded(values: dict[str, Any], *, shift_seconds: float = 0.0) -> Estimates:
-    """From `dumped`; `shift_seconds` is added to every moment, where the clock started anew.
+def loaded(values: dict[str, Any]) -> Estimates:
+    """From `dumped`.
 
     What is unknown or of another version is left at its first value: nothing learned is better than a wrong field.
     """
     known = {name: values[name] for name in _FIELDS if name in values}
     for name in ("short", "long"):
-        mean = known.get(name)
-        if isinstance(mean, dict):
-            at_seconds = mean["at_seconds"]
-            moved = None if at_seconds is None else at_seconds + shift_seconds
-            known[name] = Smoothed(mean["value"], mean["weight"], moved)
-    known["hours"] = tuple((float(rate), float(days)) for rate, days in known.get("hours", ()))
-    for name in ("batches", "recent"):
-        known[name] = tuple((float(count), float(at) + shift_seconds) for count, at in known.get(name, ()))
-    surprises = known.pop("surprises", None)
-    if isinstance(surprises, dict):
-        known["surprises"] = Surprises(**(surprises | {"at_seconds": surprises["at_seconds"] + shift_seconds}))
-    for name in ("at_seconds", "waking_since_seconds"):
-        if known.get(name) is not None:
-            known[name] += shift_seconds
+        if isinstance(known.get(name), dict):
+            known[name] = Smoothed(**known[name])
+    if isinstance(known.get("surprises"), dict):
+        known["surprises"] = Surprises(**known["surprises"])
+    for name in ("hours", "batches", "recent"):
+        known[name] = tuple((float(one), float(other)) for one, other in known.get(name, ()))
     return Estimates(**known)
+
+
+def stepped_seconds(
+    at_seconds: float | None, goals: Goals, now_seconds: float, *, usual_seconds: float, is_watched: bool
+) -> float:
+    """By how much the moments of a state must be moved, since the clock was put after its last look; mostly 0.
+
+    A step back is sure: as much time passed as `usual_seconds`. A long gap while there was work (`is_watched`), when
+    somebody should have looked all the time, is a step forward or readings that failed: above 0, and how much time
+    passed is not known.
+    """
+    if at_seconds is None:
+        return 0.0
+    past_seconds = now_seconds - at_seconds
+    if 0.0 <= past_seconds <= _STEP_SECONDS:
+        return 0.0
+    if past_seconds > 0.0:
+        longest_seconds = _LONGEST_INTERVALS * max(usual_seconds, goals.sample_seconds or 0.0)
+        if not is_watched or past_seconds <= longest_seconds:
+            return 0.0
+    return past_seconds - usual_seconds
 
 
 def _split(known: Estimates, sample: Sample, goals: Goals, ready: int) -> tuple[float, float]:

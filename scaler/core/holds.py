@@ -38,6 +38,11 @@ class Holds:
     timeouts_seconds: tuple[float, ...] = ()
     timeouts_for: tuple[float, ...] = ()
 
+    def shifted(self, seconds: float) -> Holds:
+        """With every moment moved, where the clock was put."""
+        used = tuple([(level, at_seconds + seconds) for level, at_seconds in self.used])
+        return Holds(used, self.gaps, self.timeouts_seconds, self.timeouts_for)
+
 
 NOTHING_HELD = Holds()
 
@@ -128,13 +133,13 @@ def timeouts_of(gaps: tuple[tuple[float, ...], ...], letting_go: tuple[float, ..
     return tuple(timeouts)
 
 
-def reloaded(values: Mapping[str, Any], shift_seconds: float) -> Holds:
-    """From the values of a file, with every moment moved, where the clock started anew."""
+def reloaded(values: Mapping[str, Any]) -> Holds:
+    """From the values of a file."""
     gaps = tuple(tuple(float(count) for count in row) for row in values["gaps"])
     if [len(row) for row in gaps] != [BINS] * GROUPS:  # of another version: gaps are learned anew
         gaps = NOTHING_HELD.gaps
     return Holds(
-        used=tuple((int(level), float(at_seconds) + shift_seconds) for level, at_seconds in values["used"]),
+        used=tuple((int(level), float(at_seconds)) for level, at_seconds in values["used"]),
         gaps=gaps,
     )
 

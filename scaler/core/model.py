@@ -12,6 +12,7 @@ cold start        from the creation of a replica until it serves
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -47,6 +48,19 @@ class Sample:
     lumpy_completions: bool = False
     approximate: bool = False
     raw: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that is told are numbers, neither infinite nor NaN."""
+        return math.isfinite(
+            self.metric_value
+            + (self.waiting or 0.0)
+            + (self.in_flight or 0.0)
+            + (self.arrived_total or 0.0)
+            + (self.completed_total or 0.0)
+            + (self.oldest_age_seconds or 0.0)
+            + (self.utilization_sum or 0.0)
+        )
 
 
 @value_class(frozen=True, slots=True, kw_only=True)
@@ -90,7 +104,8 @@ class Goals:
 
     `target_value` is the source's threshold. `wait_seconds` and `attainment` are the service-level
     objective: a share `attainment` of requests starts within `wait_seconds`. `service_seconds` and
-    `cold_start_seconds` are first guesses, or None. `hpa_tolerance` is a share (0.1: 10 %).
+    `cold_start_seconds` are first guesses, or None. `hpa_tolerance` is a share (0.1: 10 %). `sample_seconds`: how
+    often the source is read, where that was said.
     """
 
     target_value: float
@@ -110,6 +125,7 @@ class Goals:
     hold_seconds: float = 120.0
     stale_seconds: float | None = None
     hpa_tolerance: float = 0.1
+    sample_seconds: float | None = None
 
 
 @value_class(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ _EDGE = 1e-9  # the HPA compares floats; a ratio that is meant to be on its edge
 
 def fresh(view: ReplicaView | None, now_seconds: float) -> ReplicaView | None:
     """The view if it is recent enough to decide on, else None."""
-    if view is None or now_seconds - view.at_seconds > VIEW_STALE_SECONDS:
+    if view is None or abs(now_seconds - view.at_seconds) > VIEW_STALE_SECONDS:  # below: the clock stepped back since
         return None
     return view
 
@@ -31,7 +31,7 @@ def remaining_seconds(age_seconds: float, median_seconds: float, p95_seconds: fl
     that a quarter of the median, again and again, since nobody knows.
     """
     if age_seconds < median_seconds * 0.9:
-        return median_seconds - age_seconds
+        return median_seconds - max(age_seconds, 0.0)
     if age_seconds < p95_seconds:
         return max((p95_seconds - age_seconds) / 2.0, 0.1 * median_seconds)
     return 0.25 * median_seconds
@@ -43,16 +43,20 @@ def reachable(desired: int, status_replicas: int | None, tolerance: float, max_r
     The HPA leaves `status_replicas` alone while desired / status_replicas is within 1 plus or minus the
     tolerance, bounds included (Kubernetes replica_calculator.go): with 10 %, from ten replicas up a step
     of one does nothing. Upwards the next count outside is taken; downwards what is there stays, since any
-    count that could be reached would be too few. Unknown status replicas: `desired`, never more.
+    count that could be reached would be too few. Never above `max_replicas`: what is there above it the HPA takes
+    down before it compares. Unknown status replicas: `desired`, never more.
 
     >>> reachable(11, 10, 0.1, 100), reachable(9, 10, 0.1, 100), reachable(8, 10, 0.1, 100)
     (12, 10, 8)
+    >>> reachable(10, 11, 0.1, 10)
+    10
     """
     if status_replicas is None or status_replicas in (0, desired):
         return desired
     ratio = desired / status_replicas
     if ratio > 1.0 + tolerance + _EDGE or ratio < 1.0 - tolerance - _EDGE:
         return desired
+    most = max(max_replicas, desired)
     if desired < status_replicas:
-        return status_replicas
-    return min(math.floor(status_replicas * (1.0 + tolerance) + _EDGE) + 1, max(max_replicas, desired))
+        return min(status_replicas, most)
+    return min(math.floor(status_replicas * (1.0 + tolerance) + _EDGE) + 1, most)

@@ -27,12 +27,16 @@ class Smoothed:
         if self.at_seconds is None:
             return Smoothed(value, 0.0, now_seconds)
         elapsed_seconds = now_seconds - self.at_seconds
-        if elapsed_seconds <= 0:
-            return self
+        if elapsed_seconds <= 0:  # a clock that stepped back: as if no time had passed, and time goes on from here
+            return self if elapsed_seconds == 0 else Smoothed(self.value, self.weight, now_seconds)
         share = -math.expm1(-elapsed_seconds / tau_seconds)
         weight = self.weight + share * (1.0 - self.weight)
         # Until tau has passed once, all that was seen counts alike: no bias towards the first value.
         return Smoothed(self.value + (share / weight) * (value - self.value), weight, now_seconds)
+
+    def shifted(self, seconds: float) -> Smoothed:
+        """With its moment moved, where the clock was put."""
+        return self if self.at_seconds is None else Smoothed(self.value, self.weight, self.at_seconds + seconds)
 
 
 NOTHING = Smoothed()

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from typing import Any, Generic
 
 from scaler.core.decide import Policy, Proposal, Situation, StateT
-from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, rested, updated
+from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, rested, stepped_seconds, updated
 from scaler.core.model import Goals, Sample, Step
 from scaler.core.values import value_class
 from scaler.core.window import NOTHING, Smoothed
@@ -42,6 +42,7 @@ class BurstState(Generic[StateT]):
     long: Smoothed = NOTHING
     held_value: float = 0.0
     is_on: bool = False
+    interval_seconds: float = 5.0  # between the last two looks
 
 
 class Burst(Generic[StateT]):
@@ -69,6 +70,7 @@ class Burst(Generic[StateT]):
             "long": asdict(state.long),
             "held_value": state.held_value,
             "is_on": state.is_on,
+            "interval_seconds": state.interval_seconds,
         }
 
     def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> BurstState[StateT]:
@@ -79,11 +81,12 @@ class Burst(Generic[StateT]):
             inner = load(values["inner"], shift_seconds=shift_seconds)
         return BurstState(
             inner=inner,
-            known=loaded(values["known"], shift_seconds=shift_seconds),
-            short=_moved(values["short"], shift_seconds),
-            long=_moved(values["long"], shift_seconds),
+            known=loaded(values["known"]).shifted(shift_seconds, turns_hours=True),
+            short=Smoothed(**values["short"]).shifted(shift_seconds),
+            long=Smoothed(**values["long"]).shifted(shift_seconds),
             held_value=float(values["held_value"]),
             is_on=bool(values["is_on"]),
+            interval_seconds=float(values.get("interval_seconds", 5.0)),
         )
 
     def propose(self, situation: Situation, state: BurstState[StateT]) -> Proposal[BurstState[StateT]]:
@@ -91,6 +94,8 @@ class Burst(Generic[StateT]):
         now_seconds = situation.now_seconds
         proposal = self._inner.propose(situation, state.inner)
         value = proposal.metric_value
+        state = _stepped(situation, state)
+        elapsed_seconds = 0.0 if state.short.at_seconds is None else now_seconds - state.short.at_seconds
         known, short, long = _watched(situation, state, value)
         begins, lasts = 0 < short.value >= RATIO * long.value, short.value > BACK_RATIO * long.value
         is_on = begins or (state.is_on and lasts)
@@ -101,14 +106,19 @@ class Burst(Generic[StateT]):
         elif not arrivals:
             held_value = floor = 0.0
         else:
-            elapsed_seconds = 0.0 if state.short.at_seconds is None else now_seconds - state.short.at_seconds
             held_value *= math.exp(-max(elapsed_seconds, 0.0) / LET_GO_SECONDS)
             held_value = 0.0 if held_value <= max(value, proposal.target_value) else held_value
             goals = situation.goals
             load = max(known.in_flight, known.short.value * known.service_seconds(goals))
             floor = min(held_value, math.floor(load / goals.concurrency) * proposal.target_value)
         after = BurstState(
-            inner=proposal.state, known=known, short=short, long=long, held_value=held_value, is_on=is_on
+            inner=proposal.state,
+            known=known,
+            short=short,
+            long=long,
+            held_value=held_value,
+            is_on=is_on,
+            interval_seconds=elapsed_seconds if elapsed_seconds > 0 else state.interval_seconds,
         )
         if floor <= value:
             # What a window is fed next counts for all the time since: only of an idle queue is it known what that was.
@@ -132,6 +142,24 @@ class Burst(Generic[StateT]):
 
 def _tells_arrivals(sample: Sample) -> bool:
     return sample.waiting is not None or sample.arrived_total is not None
+
+
+def _stepped(situation: Situation, state: BurstState[Any]) -> BurstState[Any]:
+    """With its moments moved where the clock was put, as in core/estimate.py; the wrapped policy does so itself."""
+    known, goals, now_seconds = state.known, situation.goals, situation.now_seconds
+    stepped = (
+        known.stepped_seconds(goals, now_seconds)
+        if _tells_arrivals(situation.sample)
+        else stepped_seconds(
+            state.short.at_seconds, goals, now_seconds, usual_seconds=state.interval_seconds, is_watched=True
+        )
+    )
+    if stepped == 0.0:
+        return state
+    known = known.shifted(stepped, turns_hours=stepped < 0.0)
+    if stepped > 0.0:  # in how much time, nobody knows: counts tell nothing this once
+        known = replace(known, at_seconds=None)
+    return replace(state, known=known, short=state.short.shifted(stepped), long=state.long.shifted(stepped))
 
 
 def _watched(situation: Situation, state: BurstState[Any], value: float) -> tuple[Estimates, Smoothed, Smoothed]:
@@ -159,13 +187,6 @@ def _watched(situation: Situation, state: BurstState[Any], value: float) -> tupl
         long = long.fed(0.0, before.at_seconds, LONG_SECONDS)
     rate = max(known.arrived - before.arrived, 0.0) / (now_seconds - before.at_seconds)
     return known, short.fed(rate, now_seconds, SHORT_SECONDS), long.fed(rate, now_seconds, LONG_SECONDS)
-
-
-def _moved(values: Mapping[str, Any], shift_seconds: float) -> Smoothed:
-    at_seconds = values["at_seconds"]
-    return Smoothed(
-        float(values["value"]), float(values["weight"]), None if at_seconds is None else at_seconds + shift_seconds
-    )
 
 
 def _with_state(

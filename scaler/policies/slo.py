@@ -97,14 +97,14 @@ class Slo:
 
     def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> SloState:
         """From `dump`; `shift_seconds` is added to every moment, where the clock started anew."""
-        unsure_until_seconds = values.get("unsure_until_seconds")
-        return SloState(
-            loaded(values["estimates"], shift_seconds=shift_seconds),
-            reloaded(values["holds"], shift_seconds),
-            tuple(at_seconds + shift_seconds for at_seconds in values["asked_at_seconds"]),
-            None if unsure_until_seconds is None else unsure_until_seconds + shift_seconds,
+        state = SloState(
+            loaded(values["estimates"]),
+            reloaded(values["holds"]),
+            tuple(values["asked_at_seconds"]),
+            values.get("unsure_until_seconds"),
             bool(values.get("woken")),
         )
+        return _shifted(state, shift_seconds, turns_hours=True)
 
     def rebased(self, state: SloState) -> SloState:
         """For samples of other queues than before: what these hold did not arrive just now. What is learned stays."""
@@ -127,6 +127,11 @@ class Slo:
         """What deadlines need, and what is worth keeping."""
         now_seconds, goals, sample = situation.now_seconds, situation.goals, situation.sample
         last, view = situation.last, situation.view
+        stepped = state.estimates.stepped_seconds(goals, now_seconds)
+        if stepped != 0.0:
+            state = _shifted(state, stepped, turns_hours=stepped < 0.0)
+            if stepped > 0.0:  # in how much time, nobody knows: counts and cold starts tell nothing this once
+                state = replace(self.rebased(state), unsure_until_seconds=now_seconds)
         before = rested(state.estimates, goals, now_seconds)
         asked = _there_at_first(sample, goals) if last is None else last.desired_replicas
         # Slow quantities are taken from before this sample: more waiting must never look like less to do.
@@ -177,6 +182,8 @@ class Slo:
         # What is loading is not killed, and while something waits nothing that is there can be idle.
         there = view.ready + len(view.starting_at_seconds)
         desired = max(need, kept, there if view.starting_at_seconds or known.waiting > 0 else 0)
+        if stepped > 0.0:  # nor is anything let go for what nobody saw
+            desired = max(desired, asked)
         warm_steps: tuple[Step, ...] = ()
         if goals.warm == "floor":
             hint = warm_hint(known, goals, ready=need, now_seconds=now_seconds, learned=before)
@@ -222,6 +229,18 @@ class Slo:
             review_at_seconds=release_at_seconds if idle and level == 0 and goals.warm != "floor" else None,
             steps=steps + warm_steps,
         )
+
+
+def _shifted(state: SloState, seconds: float, *, turns_hours: bool) -> SloState:
+    """With every moment moved, where the clock was put."""
+    unsure_until_seconds = state.unsure_until_seconds
+    return SloState(
+        state.estimates.shifted(seconds, turns_hours=turns_hours),
+        state.holds.shifted(seconds),
+        tuple([at_seconds + seconds for at_seconds in state.asked_at_seconds]),
+        None if unsure_until_seconds is None else unsure_until_seconds + seconds,
+        state.woken,
+    )
 
 
 @value_class(frozen=True, slots=True)

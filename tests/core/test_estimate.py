@@ -271,9 +271,19 @@ def test_whatever_is_read_it_stays_finite_bounded_and_survives_a_round_trip(
     assert loaded(json.loads(text)) == known
 
 
+def test_the_hours_of_the_day_move_with_the_clock_by_whole_hours() -> None:
+    hours = tuple((float(hour), 1.0) for hour in range(24))
+    known = replace(NOTHING_KNOWN, hours=hours, hour=23)
+    for seconds, five in ((0.0, 5.0), (3_600.0, 4.0), (-3_600.0, 6.0), (1_000.0, 5.0), (86_400.0 * 365, 5.0)):
+        moved = known.shifted(seconds, turns_hours=True)
+        assert moved.hour_rate_per_second(5.5 * 3_600.0) == (five, 1.0)
+        assert known.shifted(seconds, turns_hours=False).hours == hours
+    assert known.shifted(3_600.0, turns_hours=True).hour == 0
+
+
 def test_what_is_loaded_later_moves_with_the_clock() -> None:
     known = fed(NOTHING_KNOWN, sample(100.0, 5.0, 1.0, 6.0, 0.0))
-    moved = loaded(json.loads(json.dumps(dumped(known))), shift_seconds=-100.0)
+    moved = loaded(json.loads(json.dumps(dumped(known)))).shifted(-100.0, turns_hours=True)
     assert moved.at_seconds == 0.0
     assert moved.batches[0][1] == known.batches[0][1] - 100.0
     assert loaded({}) == NOTHING_KNOWN

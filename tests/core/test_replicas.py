@@ -19,6 +19,7 @@ from scaler.simulator.rules import HpaSpec, Metric, Scale, metric_proposal
         pytest.param(11, None, 11, id="unknown status never overshoots"),
         pytest.param(3, 0, 3, id="from zero anything is reached"),
         pytest.param(100, 95, 100, id="never above the maximum"),
+        pytest.param(100, 101, 100, id="never above the maximum, where more are there"),
     ],
 )
 def test_only_counts_that_the_hpa_can_reach_are_asked_for(desired: int, status: int | None, expected: int) -> None:
@@ -43,6 +44,7 @@ def test_an_old_view_is_no_view() -> None:
     view = ReplicaView(at_seconds=0.0, ready=3)
     assert fresh(view, VIEW_STALE_SECONDS) is view
     assert fresh(view, VIEW_STALE_SECONDS + 0.1) is None
+    assert fresh(view, -VIEW_STALE_SECONDS - 0.1) is None  # the clock stepped back since
 
 
 @given(st.floats(0, 1000), st.floats(1, 300), st.floats(1, 3))

@@ -28,7 +28,9 @@ def test_a_constant_is_its_own_mean_at_any_intervals(gaps: list[float], tau: flo
 
 def test_a_clock_that_steps_back_changes_nothing() -> None:
     mean = NOTHING.fed(1.0, 100.0, 60.0).fed(2.0, 110.0, 60.0)
-    assert mean.fed(1000.0, 50.0, 60.0) == mean
+    stepped = mean.fed(1000.0, 50.0, 60.0)
+    assert (stepped.value, stepped.weight) == (mean.value, mean.weight)
+    assert stepped.fed(3.0, 60.0, 60.0).value == mean.fed(3.0, 120.0, 60.0).value  # and time goes on from there
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 30), st.floats(0, 100)), min_size=1, max_size=100))

@@ -124,12 +124,37 @@ def test_answers_are_finite_within_bounds_and_active_exactly_when_desired(
         assert answer.metric_value >= 0
         assert answer.target_value > 0
         assert goals.min_replicas <= answer.desired_replicas <= goals.max_replicas
+        if DECIDING.get(name) is not None:
+            assert answer.metric_value <= max(goals.max_replicas, goals.min_replicas)
         if answer.active:
             assert answer.desired_replicas >= 1
         else:
             assert answer.desired_replicas == goals.min_replicas
         for step in answer.steps:
             assert step.text()
+
+
+@each_policy
+@given(
+    goals=GOALS,
+    feeds=FEEDS,
+    sample=samples(),
+    field=st.sampled_from(["metric_value", "waiting", "in_flight", "arrived_total", "completed_total"]),
+    number=st.sampled_from([math.nan, math.inf, -math.inf]),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_is_no_number_is_no_sample(
+    name: str,
+    *,
+    goals: Goals,
+    feeds: list[tuple[float, Sample | None, ReplicaView | None]],
+    sample: Sample,
+    field: str,
+    number: float,
+) -> None:
+    _, memory = played(name, goals, feeds)
+    wrong = replace(sample, **{field: number})  # type: ignore[arg-type]  # its fields that are numbers
+    assert played(name, goals, [(5.0, wrong, None)], memory) == played(name, goals, [(5.0, None, None)], memory)
 
 
 @each_policy

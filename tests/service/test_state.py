@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -122,6 +123,50 @@ def test_a_clock_that_went_back_does_not_put_decisions_into_the_future(tmp_path:
         found = state.restored(KEY, Counting())
     assert found is not None
     assert found.decision.at_seconds == 9.0
+
+
+# The policy's last moment is 40 by a clock that shows 50: ten seconds before it was kept.
+@pytest.mark.parametrize(
+    ("wall", "at"),
+    [(1_000_010.0, 7.0 - 20.0), (1_000_000.0, 7.0 - 10.0), (996_400.0, 7.0 - 10.0)],
+    ids=["ten seconds later", "at once", "its wall clock was an hour fast"],
+)
+def test_what_a_policy_remembers_is_never_later_than_now_whatever_clocks_showed(
+    tmp_path: Path, wall: float, at: float
+) -> None:
+    with opened(tmp_path, times=Times(clock=50.0, wall=1_000_000.0)) as state:
+        keep(state)
+    with opened(tmp_path, times=Times(clock=7.0, wall=wall)) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert found.state == (5, pytest.approx(at))
+
+
+async def test_what_was_learned_is_written_although_the_wall_clock_steps_back(tmp_path: Path) -> None:
+    times = Times(clock=50.0, wall=1_000_000.0)
+    with opened(tmp_path, StateSettings(commit_seconds=0.02, learned_seconds=5.0), times=times) as state:
+        keep(state)
+        await until(lambda: state.commits > 0 and state.waiting == 0)
+        times.now, times.wall_now = 60.0, 996_410.0
+        keep(state, 6)
+        commits = state.commits
+        await until(lambda: state.commits > commits + 1)
+        with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+            (learned,) = connection.execute("SELECT learned FROM last").fetchone()
+        connection.close()
+    assert json.loads(learned) == [996_410.0, 60.0, {"count": 6, "at_seconds": 40.0}]
+
+
+def test_state_that_an_older_version_wrote_is_read_as_of_a_clock_that_counts_from_unix_time(tmp_path: Path) -> None:
+    with opened(tmp_path, times=Times(clock=1_000_000.0, wall=1_000_000.0)) as state:
+        keep(state)
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("UPDATE last SET learned = ?", ('{"count": 5, "at_seconds": 999990.0}',))
+    connection.close()
+    with opened(tmp_path, times=Times(clock=1_000_020.0, wall=1_000_020.0)) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert found.state == (5, 999_990.0)
 
 
 def test_state_that_an_older_version_wrote_costs_what_was_learned_and_no_more(tmp_path: Path) -> None:
