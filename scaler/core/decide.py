@@ -106,25 +106,24 @@ def decide(
             memory = replace(memory, last=replace(memory.last, at_seconds=now_seconds))
         return _held(memory, goals, now_seconds), memory
     last = memory.last
-    state = memory.state
-    if memory.tentative is not None and rails.shows_work(sample):
-        state = memory.tentative
-    proposal = policy.propose(
-        Situation(now_seconds=now_seconds, goals=goals, sample=sample, view=view, last=last), state
-    )
+    unconfirmed = memory.tentative if rails.shows_work(sample) else None
+    situation = Situation(now_seconds=now_seconds, goals=goals, sample=sample, view=view, last=last)
+    proposal = policy.propose(situation, memory.state if unconfirmed is None else unconfirmed)
     steps = proposal.steps
     if agreed is None:
         agreed = rails.agreeing(sample, before=memory.sample, confirmed=memory.confirmed, goals=goals)
     confirmed, tentative = agreed if proposal.active else 0, None
     step = rails.confirm(active=proposal.active, agreed=agreed, last=last, goals=goals, sample=sample)
-    if step is not None:
-        # Withheld is what rests on the reading, not what would be asked for had it shown no work.
-        tentative = proposal.state
-        without = Situation(
-            now_seconds=now_seconds, goals=goals, sample=rails.without_work(sample), view=view, last=last
-        )
-        proposal = replace(policy.propose(without, memory.state), state=memory.state, review_at_seconds=None)
-        steps = (*steps, step, *proposal.steps)
+    if step is not None or unconfirmed is not None:
+        # Only what rests on readings that show work is withheld; nor does work that is confirmed at last ask for less
+        # than had it never been seen.
+        without = policy.propose(replace(situation, sample=rails.without_work(sample)), memory.state)
+        if step is not None:
+            tentative, steps = proposal.state, (*steps, step, *without.steps)
+            proposal = replace(without, state=memory.state, review_at_seconds=None)
+        elif without.metric_value > proposal.metric_value:
+            steps = (*steps, *without.steps)
+            proposal = replace(without, state=proposal.state, review_at_seconds=None)
     active, value = proposal.active, max(proposal.metric_value, 0.0)
     if policy.decides_replicas:
         if active:

@@ -202,6 +202,7 @@ def answers(name: str, seed: int) -> Iterator[list[tuple[float, Decision]]]:
 @example(seed=2336)
 @example(seed=12634)
 @example(seed=40360)
+@example(seed=94904)
 def test_more_waiting_never_means_fewer_replicas_after_any_history(name: str, seed: int) -> None:
     for found in answers(name, seed):
         for (less, fewer), (more, enough) in pairwise(found):
