@@ -21,7 +21,11 @@ StateT = TypeVar("StateT")
 
 @value_class(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """What a policy decides on: a fresh sample, the replicas if anyone sees them, and the last decision."""
+    """What a policy decides on: a fresh sample, the replicas if anyone sees them, and the last decision.
+
+    Where hours of the day matter, `now_seconds` counts from Unix time (in the service since its start, by a clock that
+    nobody puts).
+    """
 
     now_seconds: float
     goals: Goals
