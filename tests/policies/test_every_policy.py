@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scaler.core.decide import Memory, decide
@@ -268,13 +268,16 @@ def test_a_constant_reading_settles_without_reversal(name: str, goals: Goals, sa
 
 
 # A policy that works with deadlines asks for more while time passes, and by leaps. What two pollers answer at one
-# moment differs by what one of them learns and asks for before the other looks. So one step is what regular polling
-# itself leaves open: the answers of pollers between the fastest and the slowest of these gaps, within one slowest gap
-# of the same moment; beyond them one replica, or the tenth that the HPA does not tell apart. Of the seeds below 6,000
-# one is further off: 3880 (what is in flight is not read) asks for 12 where regular pollers ask for 15 to 19. So the
-# seeds are the same in every run.
-@settings(max_examples=200, deadline=None, derandomize=True)
+# moment differs by what one of them learns and asks for before the other looks. So regular polling itself leaves open
+# what pollers between the fastest and the slowest of these gaps answer within one slowest gap of the same moment.
+# Beyond them one step is allowed: one replica, the tenth that the HPA does not tell apart, or what one look of the
+# slowest poller changed at most. The last is for looks near a deadline: who looks just before something lacks and next
+# when no start can help any more is one look behind for good, without a wrong rule. So it was in the one seed of the
+# first 6,000 that the rest of the definition does not cover: 3880 looks after 144 s (nothing lacks yet) and 156 s (a
+# replica more would begin 0.2 requests in time) and stays with 12 replicas where regular pollers have 14 and 15.
+@settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**63))
+@example(seed=3880)
 def test_polled_at_random_intervals_slo_asks_for_what_a_regular_poller_asks_for_then(seed: int) -> None:
     # Drawn evenly, where hypothesis would draw mostly from the edges: gaps that are all alike, promises of one half.
     chance = random.Random(seed)
@@ -302,17 +305,18 @@ def test_polled_at_random_intervals_slo_asks_for_what_a_regular_poller_asks_for_
     gaps = [chance.uniform(1.0, 15.0) for _ in range(chance.randint(20, 60))]
     over_seconds, slowest_seconds = sum(gaps), 15.0
     near: list[int] = []
+    leap = 0
     for gap in (1.0, 3.0, over_seconds / len(gaps), slowest_seconds):
         regular, _ = played("slo", goals, [(gap, still, None)] * math.ceil((over_seconds + slowest_seconds) / gap))
+        counts = [answer.desired_replicas for answer in regular if answer is not None]
         near += [
-            answer.desired_replicas
-            for index, answer in enumerate(regular, start=1)
-            if answer is not None and abs(index * gap - over_seconds) <= slowest_seconds
+            asked for index, asked in enumerate(counts, start=1) if abs(index * gap - over_seconds) <= slowest_seconds
         ]
+        leap = max((abs(after - before) for before, after in pairwise(counts)), default=0)  # of the slowest, the last
     irregular, _ = played("slo", goals, [(gap, still, None) for gap in gaps])
     assert irregular[-1] is not None
     asked = irregular[-1].desired_replicas
-    assert min(near) - max(1.0, 0.1 * min(near)) <= asked <= max(near) + max(1.0, 0.1 * max(near))
+    assert min(near) - max(1.0, 0.1 * min(near), leap) <= asked <= max(near) + max(1.0, 0.1 * max(near), leap)
 
 
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - {"slo"}))
