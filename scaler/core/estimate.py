@@ -34,6 +34,8 @@ _LONGEST_SECONDS = 60.0  # between two samples from which service times are lear
 _LONGEST_INTERVALS = 10.0  # ... or so many usual intervals
 _STEP_SECONDS = 600.0  # a gap in the readings that nobody explains ...
 _QUIET_DAYS = 14.0  # of a longer silence nothing more is learned
+_LEAST_IN_FLIGHT = 0.05  # nothing waits and nobody tells what is in flight: likely fewer than that is none
+_UNSEEN_BELIEVED = 0.9  # while nothing waits and nobody tells what is in flight: arrivals of that share of the rate
 _NEAR_KEPT = 200.0  # waits near the promise
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
 COLD_START_FIRST_VARIATION = 0.25
@@ -258,6 +260,8 @@ def updated(
     busy_sum, done_sum = known.busy_slot_seconds, known.completions
     # How busy they were while nobody looked for long, both ends of it don't tell.
     if not purged and elapsed_seconds <= max(_LONGEST_SECONDS, _LONGEST_INTERVALS * interval_seconds):
+        if sample.in_flight is None and sample.completed_total is None and sample.waiting is not None:
+            busy, completions = _served(known, goals, waiting, ready=None if blind else ready, seconds=elapsed_seconds)
         busy_sum, done_sum = busy_sum + busy, done_sum + completions
         if done_sum > _COMPLETIONS_KEPT:
             busy_sum, done_sum = busy_sum * _COMPLETIONS_KEPT / done_sum, _COMPLETIONS_KEPT
@@ -372,8 +376,14 @@ def _split(known: Estimates, sample: Sample, goals: Goals, ready: int) -> tuple[
         busy = min(system, slots) if in_flight is None else min(in_flight, system)
         return system - busy, busy
     if in_flight is None:
-        likely = known.short.value * known.service_seconds(goals)
-        return max(waiting, 0.0), slots if waiting > 0 else min(slots, likely)
+        if waiting > 0:
+            return waiting, slots
+        service_seconds = known.service_seconds(goals)
+        likely = known.short.value * service_seconds
+        if known.in_flight > likely and known.at_seconds is not None:  # what was begun ends within its service
+            gone_seconds = max(sample.at_seconds - known.at_seconds, 0.0)
+            likely = max(likely, known.in_flight * math.exp(-gone_seconds / service_seconds))
+        return 0.0, min(slots, likely) if likely >= _LEAST_IN_FLIGHT else 0.0
     return max(waiting, 0.0), max(in_flight, 0.0)
 
 
@@ -419,7 +429,10 @@ def _flows(
         completions = completions if completions >= 0 else None
     likely = busy_slot_seconds / known.service_seconds(goals)
     if arrivals is None and completions is None:
-        hidden = unseen(known.short.value * elapsed_seconds, likely, abs(change))
+        came = known.short.value * elapsed_seconds
+        hidden = unseen(came, likely, abs(change))
+        if sample.in_flight is None and sample.waiting == 0 == known.waiting:
+            hidden = min(hidden, _UNSEEN_BELIEVED * came)  # else a rate that nobody sees would stay for hours
         arrivals, completions = hidden + max(change, 0.0), hidden + max(-change, 0.0)
     elif arrivals is None:
         arrivals = max(change + (completions or 0.0), 0.0)
@@ -431,6 +444,31 @@ def _flows(
         lost = arrivals - (completions or 0.0) - change
         purged = purged or lost > max(20.0, 0.5 * known.waiting)
     return arrivals, completions or 0.0, purged
+
+
+def _served(
+    known: Estimates, goals: Goals, waiting: float, *, ready: int | None, seconds: float
+) -> tuple[float, float]:
+    """(slot-seconds, completions) of an interval, where only what waits is told.
+
+    Nothing is learned of one that began with nothing waiting: how many slots worked is a guess, which what was learned
+    before has made. While something waits all of them work, and each completion lets one begin; so does each slot that
+    is new, where replicas are seen (`ready`).
+    """
+    slots = known.in_flight
+    if known.waiting <= 0 or slots <= 0:
+        return 0.0, 0.0
+    change = waiting - known.waiting
+    if ready is not None:
+        new = max(ready * goals.concurrency - slots, 0.0)
+        change += new
+        slots += 0.5 * new
+    service_seconds = known.service_seconds(goals)
+    busy = slots * seconds
+    hidden = unseen(known.short.value * seconds, busy / service_seconds, abs(change))
+    completions = hidden + max(-change, 0.0)
+    # A queue that ended did so on the way: from then on nobody knows.
+    return (min(busy, completions * service_seconds) if waiting == 0 else busy), completions
 
 
 def unseen(arrivals: float, completions: float, change: float, *, terms: int = 0) -> float:

@@ -1,0 +1,60 @@
+"""`slo` where a source tells only what waits, as RabbitMQ does over AMQP: neither counters nor requests in flight."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from scaler.core.model import Goals
+from scaler.policies.slo import POLICY
+from scaler.simulator.arrivals import Arrival, Poisson, Service, generate
+from scaler.simulator.controllers import Pilot
+from scaler.simulator.world import World, WorldSpec, cold_start
+
+
+def played(
+    trace: list[Arrival], *, sees_replicas: bool, wait_seconds: float, sample_seconds: float = 1.0
+) -> tuple[Pilot, float]:
+    """The pilot after a run, and the share that started within the wait."""
+    pilot = Pilot(
+        policy=POLICY,
+        goals=Goals(target_value=5.0, wait_seconds=wait_seconds, attainment=0.95),
+        chance=random.Random(6),
+        sample_seconds=sample_seconds,
+        sees_replicas=sees_replicas,
+        sees_counters=False,
+        sees_in_flight=False,
+        keep_decisions=True,
+    )
+    spec = WorldSpec(cold_start=cold_start(60.0), scored_from_seconds=600.0)
+    return pilot, World(spec, trace, random.Random(7)).run(pilot).share_within(wait_seconds)
+
+
+@pytest.mark.parametrize("sees_replicas", [True, False], ids=["seen", "unseen"])
+@pytest.mark.parametrize(
+    ("rate", "service_seconds", "sample_seconds", "hours"),
+    [(1.5, 2.0, 1.0, 4.0), (1.0, 20.0, 5.0, 4.0), (2.0, 10.0, 5.0, 2.0)],
+)
+def test_service_times_are_learned_from_a_queue_alone(
+    rate: float, service_seconds: float, sample_seconds: float, hours: float, *, sees_replicas: bool
+) -> None:
+    service = Service(mean_seconds=service_seconds, variation=0.5)
+    trace = list(generate(Poisson(rate_per_second=rate), service, random.Random(3), hours * 3_600.0))
+    pilot, share = played(trace, sees_replicas=sees_replicas, wait_seconds=30.0, sample_seconds=sample_seconds)
+    learned_seconds = pilot.memory.state.estimates.service_seconds(pilot.goals)
+    true_seconds = sum(arrival.service_seconds for arrival in trace) / len(trace)
+    # Of what was worked on before anything waited nothing is seen: short queues end with it, so it errs to both sides.
+    assert 0.7 < learned_seconds / true_seconds < 1.5
+    assert share >= 0.95
+
+
+@pytest.mark.parametrize("sees_replicas", [True, False], ids=["seen", "unseen"])
+def test_what_nobody_sees_any_more_ends_some_day(*, sees_replicas: bool) -> None:
+    service = Service(mean_seconds=20.0, variation=0.5)
+    trace = list(generate(Poisson(rate_per_second=0.3), service, random.Random(5), 1_800.0))
+    end_seconds = trace[-1].at_seconds
+    trace.append(Arrival(end_seconds + 6 * 3_600.0, 20.0))
+    pilot, _ = played(trace, sees_replicas=sees_replicas, wait_seconds=120.0)
+    zeros = [decision.at_seconds for decision in pilot.decisions if decision.desired_replicas == 0]
+    assert any(end_seconds < at_seconds < end_seconds + 2 * 3_600.0 for at_seconds in zeros)
