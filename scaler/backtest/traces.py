@@ -74,12 +74,9 @@ def load_trace(name: str, *, service_seconds: float = 10.0, days: float = 1.0) -
     if name in SHIPPED:
         text, service_seconds, days = SHIPPED[name]
         return _generated(text, service_seconds, days)
-    path = Path(name)
-    if path.exists():
+    path = _file(name)
+    if path is not None:
         return read_trace(path)
-    shared = SHARED_TRACES / f"{name}.csv.gz"
-    if shared.exists():
-        return read_trace(shared)
     try:
         trace = _generated(name, service_seconds, days)
     except ValueError as err:
@@ -87,6 +84,18 @@ def load_trace(name: str, *, service_seconds: float = 10.0, days: float = 1.0) -
     if not trace:
         raise TraceInvalid(f'pattern "{name}" gave no request in {days} days')
     return trace
+
+
+def is_pattern(name: str) -> bool:
+    """Whether `load_trace` makes it up, as long and with such services as it is told."""
+    return name not in SHIPPED and _file(name) is None
+
+
+def _file(name: str) -> Path | None:
+    for path in (Path(name), SHARED_TRACES / f"{name}.csv.gz"):
+        if path.exists():
+            return path
+    return None
 
 
 def known_traces() -> list[str]:

@@ -51,8 +51,8 @@ def one(
     ] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="how many, for policy fixed")] = None,
     steps: Annotated[str | None, typer.Option(help='the table of policy steps: "1:2,6:5,21:10"')] = None,
-    service: Annotated[float, typer.Option(help="mean service seconds, for a pattern")] = 10.0,
-    days: Annotated[float, typer.Option(help="length, for a pattern")] = 1.0,
+    service: Annotated[float | None, typer.Option(help="mean service seconds, for a pattern; else 10")] = None,
+    days: Annotated[float | None, typer.Option(help="length, for a pattern; else 1")] = None,
     job_strategy: Annotated[
         str | None,
         typer.Option(help="run it as a ScaledJob: default, custom, accurate or eager; policies are jobs and keda"),
@@ -102,6 +102,7 @@ def one(
             write_trace(requests, Path(trace))
     from scaler.backtest import report  # noqa: PLC0415 - heavy imports only where the verb runs
     from scaler.backtest.cases import Case, by_use, cached_trace, scaler_of, scored_from_seconds  # noqa: PLC0415 - as above
+    from scaler.backtest.traces import is_pattern  # noqa: PLC0415 - as above
 
     cases = [
         Case(
@@ -116,8 +117,8 @@ def one(
             replicas=replicas or 0,
             steps=table,
             score_from_seconds=score_from,
-            service_seconds=service,
-            days=days,
+            service_seconds=10.0 if service is None else service,
+            days=1.0 if days is None else days,
             keep_timeline=out is not None and seed == 1,
             job_strategy=job_strategy,
             requests_per_job=requests_per_job or None,
@@ -127,7 +128,14 @@ def one(
     ]
     for case in cases if job_strategy is None else ():
         scaler_of(case)  # what is wrong with a policy is said before any of them runs
-    times = [arrival.at_seconds for arrival in cached_trace(cases[0].trace, service, days)]
+    times = [arrival.at_seconds for arrival in cached_trace(cases[0].trace, cases[0].service_seconds, cases[0].days)]
+    unused = [name for name, value in (("--service", service), ("--days", days)) if value is not None]
+    if unused and not is_pattern(cases[0].trace):
+        typer.echo(
+            f"warning: {' and '.join(unused)} {'has' if len(unused) == 1 else 'have'} no effect: "
+            f'"{cases[0].trace}" is a trace, not a pattern',
+            err=True,
+        )
     runs = list(_with_progress(cases))
     order = {case: index for index, case in enumerate(cases)}
     runs.sort(key=lambda pair: order[pair[0]])

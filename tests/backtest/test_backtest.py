@@ -289,6 +289,27 @@ def test_fixed_runs_with_so_many_replicas(trace_file: Path) -> None:
     assert row["starts"] == 0
 
 
+@pytest.mark.parametrize(
+    ("trace", "words", "said"),
+    [
+        ("flash", ["--days", "2"], 'warning: --days has no effect: "flash" is a trace, not a pattern'),
+        ("{file}", ["--service", "1", "--days", "2"], 'warning: --service and --days have no effect: "{file}" is a'),
+        ("poisson:rate_per_second=0.01", ["--days", "0.1", "--service", "1"], None),
+        ("flash", [], None),
+    ],
+)
+def test_what_is_said_of_a_pattern_has_no_effect_on_a_trace_and_that_is_told(
+    trace: str, words: list[str], said: str | None, trace_file: Path
+) -> None:
+    trace = trace.format(file=trace_file)
+    done = CliRunner().invoke(
+        build_app(), ["backtest", "--trace", trace, "--policy", "fixed", "--replicas", "1", *words]
+    )
+    assert done.exit_code == 0, done.output
+    assert ("no effect" in done.stderr) == (said is not None)
+    assert (said or "").format(file=trace_file) in done.stderr
+
+
 WRITING = [
     ["backtest", "--trace", "flash", "--out"],
     ["backtest", "matrix", "--docs", "{good}", "--out"],
