@@ -28,14 +28,14 @@ def look(
     return decision, memory
 
 
-def most_of_use(decision: Decision, before: SloState, after: SloState, goals: Goals) -> int:
+def most_of_use(decision: Decision, before: SloState, goals: Goals) -> int:
     """The replicas that are ready and those that these requests, the expected ones and a crowd could keep busy."""
     need = next(step for step in decision.steps if step.name == "need")
     if len(need.numbers) == 0:
         return 0
     waiting, in_flight, rate, _, ready, starting = (float(number) for number in need.numbers)
     expected = rate * (before.estimates.cold_start(goals)[0] + HPA_WAIT_SECONDS)
-    of_use = math.ceil((waiting + expected + after.estimates.crowd) / goals.concurrency + 1e-6)
+    of_use = math.ceil((waiting + expected + before.estimates.crowd) / goals.concurrency + 1e-6)
     return int(max(ready + max(of_use, starting), math.ceil(in_flight / goals.concurrency), 1))
 
 
@@ -84,7 +84,7 @@ def test_no_more_start_than_the_requests_could_keep_busy(
         decision, memory = look(memory, goals, waiting=float(waiting), in_flight=float(in_flight), view=view, at=at)
         need = next(step for step in decision.steps if step.name == "need")
         assert need.after is not None
-        assert need.after <= most_of_use(decision, before, memory.state, goals)
+        assert need.after <= most_of_use(decision, before, goals)
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
