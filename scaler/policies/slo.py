@@ -35,6 +35,7 @@ from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, reste
 from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use, reloaded, timeouts_of
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import remaining_seconds
+from scaler.core.surprises import Surprises
 from scaler.core.values import value_class
 from scaler.core.warm_pool import warm_hint
 
@@ -158,7 +159,7 @@ class Slo:
             view,
             start,
             price,
-            crowd=before.crowd,
+            surprises=before.surprises,
             before_seconds=before_seconds,
             now_seconds=now_seconds,
         )
@@ -297,7 +298,8 @@ class _Price:
 
     seconds: float  # GPU-seconds
     least_debt: float  # below this debt the price is at its floor: more credit would only be forgotten later
-    margin: float  # standard deviations of what is begun to be safe against: a newsvendor's quantile
+    quantile: float  # standard deviations to be safe against: a newsvendor's quantile
+    margin: float  # ... times that of what is begun, over its root
 
 
 def _price(known: Estimates, goals: Goals, start: _Start, now_seconds: float) -> _Price:
@@ -318,8 +320,8 @@ def _price(known: Estimates, goals: Goals, start: _Start, now_seconds: float) ->
     first = to_keep**late * (floor / math.sqrt(miss)) ** (1.0 - late)
     seconds = max(min(first * math.exp(min(debt / unit, 20.0)), MOST_OVER * to_keep), floor)
     wrong = start.lead_seconds / (seconds * start.in_time)
-    margin = _NORMAL.inv_cdf(1.0 - min(max(wrong, 1e-4), 0.5)) * _SERVICE_DEVIATION  # no quantile below the median
-    return _Price(seconds, unit * math.log(floor / first), margin)
+    quantile = _NORMAL.inv_cdf(1.0 - min(max(wrong, 1e-4), 0.5))  # none below the median
+    return _Price(seconds, unit * math.log(floor / first), quantile, quantile * _SERVICE_DEVIATION)
 
 
 def _level(known: Estimates, start: _Start, price: _Price) -> int:
@@ -370,11 +372,11 @@ def _need(
     start: _Start,
     price: _Price,
     *,
-    crowd: float,
+    surprises: Surprises,
     before_seconds: float,
     now_seconds: float,
 ) -> tuple[int, str, tuple[float, ...]]:
-    """The replicas that deadlines ask for now."""
+    """The replicas that deadlines ask for now; `surprises`: those before this sample."""
     waiting, in_flight = known.waiting, known.in_flight
     if waiting + in_flight == 0:
         return 0, "nothing waits", ()
@@ -384,9 +386,13 @@ def _need(
     pace = view.ready * speed
     free = max(view.ready * slots - in_flight, 0.0)
     starting = len(view.starting_at_seconds)
-    # What arrives before a replica that is started later could help it.
+    # What arrives before a replica that is started later could help it; arrivals come as unevenly as they did, so as
+    # many of them as the price makes worth being ready for (a newsvendor's quantile).
+    surely = price.quantile * math.sqrt(surprises.dispersion)
     blind_seconds = min(2.0 * max(start.new_seconds + start.deviation_seconds - wait_seconds, 0.0), start.new_seconds)
-    if waiting == 0 and rate * blind_seconds <= free + pace * wait_seconds:  # the most common case: all is in time
+    blindly = rate * blind_seconds
+    blindly += surely * math.sqrt(blindly)
+    if waiting == 0 and blindly <= free + pace * wait_seconds:  # the most common case: all is in time
         return busy, _WHY, (waiting, in_flight, rate, 0.0, view.ready, starting)
     groups = _serving_in(view, start, now_seconds)
 
@@ -398,17 +404,19 @@ def _need(
                 begun += count * _begun(due_seconds - ready_in, scale, slots, speed)
         return min(requests - begun + margin * math.sqrt(begun), requests) if margin else requests - begun
 
+    def pays(gain: float) -> bool:
+        """Whether a replica is worth starting that would begin so many late requests in time."""
+        return gain >= LEAST_GAIN and gain * price.seconds >= start.lead_seconds
+
     def worth(requests: float, late: float, gain: float) -> int:
         """How many replicas, each of which starts `gain` of the `late` requests in time, avert more than they cost.
 
         With those that start already never more than all of these requests, and a crowd such as usually comes, could
         keep busy: for a single one that makes two, of which the sooner serves it.
         """
-        if gain < LEAST_GAIN or gain * price.seconds < start.lead_seconds:
-            return 0
         whole = int(late / gain)
         wanted = whole + ((late - whole * gain) * price.seconds >= start.lead_seconds)
-        return max(min(wanted, math.ceil((requests + crowd) / slots - 1e-9) - starting), 0)
+        return max(min(wanted, math.ceil((requests + surprises.crowd) / slots - 1e-9) - starting), 0)
 
     extra, most = 0, 0.0
     started = known.started
@@ -420,7 +428,7 @@ def _need(
     for until, at_seconds in looked_at:
         due_seconds = at_seconds + wait_seconds - now_seconds
         gain = _begun(due_seconds - start.new_seconds, start.scale_seconds, slots, speed)
-        if gain < LEAST_GAIN or gain * price.seconds < start.lead_seconds:
+        if not pays(gain):
             break  # older ones are due even sooner
         late = lacking(until - started, due_seconds, price.margin)
         if late > 0:
@@ -430,12 +438,14 @@ def _need(
         (0.5 * blind_seconds, 0.5 * blind_seconds + wait_seconds),
         (blind_seconds, max(blind_seconds, start.new_seconds) + wait_seconds),  # and what is late, by as long again
     ):
-        requests = waiting + rate * ahead_seconds
+        more = rate * ahead_seconds
+        requests = waiting + more + surely * math.sqrt(more)
         late = lacking(requests, due_seconds, 0.0)
         if late > 0:
             most = max(most, late)
             gain = _begun(due_seconds - start.new_seconds, start.scale_seconds, slots, speed)
-            extra = max(extra, worth(requests, late, gain))
+            if pays(gain):
+                extra = max(extra, worth(requests, late, gain))
     return (
         max(view.ready + starting + extra, busy) if extra else busy,  # believed to serve may be fewer than are busy
         _WHY,

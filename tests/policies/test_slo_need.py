@@ -12,6 +12,8 @@ from scaler.core.decide import Memory, decide
 from scaler.core.model import Decision, Goals, ReplicaView, Sample
 from scaler.policies.slo import HPA_WAIT_SECONDS, POLICY, SloState
 
+MOST_DEVIATIONS = 3.72  # a quantile is never above 1 - 1e-4
+
 
 def look(
     memory: Memory[SloState], goals: Goals, *, waiting: float, in_flight: float, view: ReplicaView | None, at: float
@@ -35,6 +37,7 @@ def most_of_use(decision: Decision, before: SloState, goals: Goals) -> int:
         return 0
     waiting, in_flight, rate, _, ready, starting = (float(number) for number in need.numbers)
     expected = rate * (before.estimates.cold_start(goals)[0] + HPA_WAIT_SECONDS)
+    expected += MOST_DEVIATIONS * math.sqrt(before.estimates.dispersion * expected)
     of_use = math.ceil((waiting + expected + before.estimates.crowd) / goals.concurrency + 1e-6)
     return int(max(ready + max(of_use, starting), math.ceil(in_flight / goals.concurrency), 1))
 
