@@ -109,7 +109,8 @@ class Burst(Generic[StateT]):
             held_value *= math.exp(-max(elapsed_seconds, 0.0) / LET_GO_SECONDS)
             held_value = 0.0 if held_value <= max(value, proposal.target_value) else held_value
             goals = situation.goals
-            load = max(known.in_flight, known.short.value * known.service_seconds(goals))
+            # Slow quantities are from before this sample, as in slo: more waiting must never look like less to do.
+            load = max(known.in_flight, known.short.value * state.known.service_seconds(goals))
             floor = min(held_value, math.floor(load / goals.concurrency) * proposal.target_value)
         after = BurstState(
             inner=proposal.state,

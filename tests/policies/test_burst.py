@@ -198,3 +198,32 @@ def test_decisions_after_a_round_trip_are_the_same(
 
 def test_what_burst_wraps_survives_a_restart_by_the_state_files_own_judgement() -> None:
     assert all(isinstance(policy, Durable) for name, policy in policies().items() if name.endswith("+burst"))
+
+
+@pytest.mark.parametrize("gap_seconds", [10.0, 48.0])
+def test_more_waiting_never_means_fewer_where_fewer_would_look_like_a_purge(gap_seconds: float) -> None:
+    policy, memory = Burst(TARGET), Memory[Any](state=Burst(TARGET).start())
+
+    def read(at_seconds: float, waiting: float, arrived: float) -> Sample:
+        return Sample(
+            at_seconds=at_seconds,
+            metric_value=waiting + 3.0,
+            active=True,
+            waiting=waiting,
+            in_flight=3.0,
+            arrived_total=arrived,
+        )
+
+    at_seconds, arrived = 0.0, 0.0
+    for waiting, came in [(0.0, 0.1)] * 300 + [(3.0 * second, 3.0) for second in range(60)]:
+        at_seconds, arrived = at_seconds + 1.0, arrived + came
+        sample = read(at_seconds, waiting, arrived)
+        _, memory = decide(policy, GOALS, memory, sample=sample, view=None, now_seconds=at_seconds)
+    at_seconds += gap_seconds
+    answers = []
+    for waiting in range(180):
+        sample = read(at_seconds, float(waiting), arrived)
+        decision, _ = decide(policy, GOALS, memory, sample=sample, view=None, now_seconds=at_seconds)
+        assert decision is not None
+        answers.append(decision.desired_replicas)
+    assert answers == sorted(answers)
