@@ -138,9 +138,16 @@ def reloaded(values: Mapping[str, Any]) -> Holds:
     gaps = tuple(tuple(float(count) for count in row) for row in values["gaps"])
     if [len(row) for row in gaps] != [BINS] * GROUPS:  # of another version: gaps are learned anew
         gaps = NOTHING_HELD.gaps
+    timeouts, timeouts_for = (
+        tuple(float(seconds) for seconds in values.get(name, ())) for name in ("timeouts_seconds", "timeouts_for")
+    )
+    if not len(timeouts) == len(timeouts_for) == GROUPS:
+        timeouts = timeouts_for = ()  # worked out anew
     return Holds(
         used=tuple((int(level), float(at_seconds)) for level, at_seconds in values["used"]),
         gaps=gaps,
+        timeouts_seconds=timeouts,
+        timeouts_for=timeouts_for,
     )
 
 
