@@ -192,7 +192,7 @@ def answers(name: str, seed: int) -> Iterator[list[tuple[float, Decision]]]:
 
 
 # The seeds below failed with `slo` before it was mended, four of the first 2,500. Two of 40,000 still do, 120903 and
-# 139339 of those from 100,000 on: how many older batches are left decides which of them are looked at, and a purge makes
+# 139339 of those from 100,000 on: how many older batches are left decides which of them are looked at, a purge makes
 # what is left look new. So the seeds are the same in every run. Of 8,000 none fails with the other policies.
 @pytest.mark.parametrize("name", sorted(POLICIES))
 @settings(max_examples=200, deadline=None, derandomize=True)
