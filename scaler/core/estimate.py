@@ -509,8 +509,8 @@ def _waits(
         batches = (*batches, (arrived, now_seconds - 0.5 * elapsed_seconds))
     if not batches:
         return batches, 0.0, 0.0, just_in_time, just_late
-    if purged:
-        left = ((arrived, now_seconds),) if arrived > started else ()
+    if purged:  # what is left came last; to take it for new would ask for more than a longer queue that is as old
+        left = tuple([batch for batch in batches if batch[0] > started])
         return left, 0.0, 0.0, just_in_time, just_late
     counted, missed, before, done = 0.0, 0.0, known.started, 0
     limit_seconds = math.inf if goals.wait_seconds is None else goals.wait_seconds

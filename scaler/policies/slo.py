@@ -47,7 +47,7 @@ BUDGET_SHARE = 0.2  # ... or this share of what a day's requests may miss, where
 BUDGET_CROWD = 0.3  # ... or this share of a crowd: one that comes as a surprise is late as a whole, and one surprise
 MOST_OVER = 100.0  # times what a kept slot is first worth: a surprise must not make the price astronomic
 FLOOR = 1.2  # a replica that works through one whole wait always pays for itself, with this margin
-BATCHES_LOOKED_AT = 5
+BATCHES_LOOKED_AT = (1, 2, 4, 8, 16, 32, 64)  # how far back from the newest
 LEAST_GAIN = 0.1  # requests a replica must be expected to begin in time to be started at all, whatever the price
 SERVICE_VARIATION = 0.5  # squared coefficient of variation of service times, for how far capacity may be off
 
@@ -420,11 +420,11 @@ def _need(
 
     extra, most = 0, 0.0
     started = known.started
-    # What just came and a few older batches: deadlines change little from one sample to the next. Whether something
-    # just came does not change which others are looked at.
+    # What just came and a few older batches: deadlines change little from one sample to the next. Neither whether
+    # something just came nor how many old ones are left changes which others are looked at.
     batches = known.batches
     older = len(batches) - (1 if batches and batches[-1][1] > before_seconds else 0)
-    looked_at = batches[older:] + (batches[:older][:: -(older // BATCHES_LOOKED_AT + 1)] if older else ())
+    looked_at = batches[older:] + tuple([batches[older - back] for back in BATCHES_LOOKED_AT if back <= older])
     for until, at_seconds in looked_at:
         due_seconds = at_seconds + wait_seconds - now_seconds
         gain = _begun(due_seconds - start.new_seconds, start.scale_seconds, slots, speed)

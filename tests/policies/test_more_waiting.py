@@ -191,11 +191,10 @@ def answers(name: str, seed: int) -> Iterator[list[tuple[float, Decision]]]:
         yield found
 
 
-# The seeds below failed with `slo` before it was mended, four of the first 2,500. Two of 40,000 still do, 120903 and
-# 139339 of those from 100,000 on: how many older batches are left decides which of them are looked at, a purge makes
-# what is left look new. So the seeds are the same in every run. Of 8,000 none fails with the other policies.
+# The seeds below failed with `slo` before it was mended, four of the first 2,500; of 40,000, those from 100,000 on, not
+# one does now, nor of 8,000 with the other policies.
 @pytest.mark.parametrize("name", sorted(POLICIES))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**63))
 @example(seed=1101)
 @example(seed=1926)
@@ -204,6 +203,8 @@ def answers(name: str, seed: int) -> Iterator[list[tuple[float, Decision]]]:
 @example(seed=12634)
 @example(seed=40360)
 @example(seed=94904)
+@example(seed=120903)
+@example(seed=139339)
 def test_more_waiting_never_means_fewer_replicas_after_any_history(name: str, seed: int) -> None:
     for found in answers(name, seed):
         for (less, fewer), (more, enough) in pairwise(found):
