@@ -30,6 +30,7 @@ _MOST_BATCHES = 96  # arrivals that still wait, by sample; older neighbours are 
 _MOST_RECENT = 24  # arrivals, by sample, from which the level of demand is told
 _COMPLETIONS_KEPT = 300.0  # service seconds are the mean of about so many completions
 _COLD_STARTS_KEPT = 20.0
+_TOLD_COUNTS_AS = 4.0  # completions: a service time that somebody told, which may be a mistake
 _LONGEST_SECONDS = 60.0  # between two samples from which service times are learned ...
 _LONGEST_INTERVALS = 10.0  # ... or so many usual intervals
 _STEP_SECONDS = 600.0  # a gap in the readings that nobody explains ...
@@ -81,9 +82,11 @@ class Estimates:
     # --- what others ask for ---
 
     def service_seconds(self, goals: Goals) -> float:
-        """Seconds one request keeps a slot busy; the first guess counts as one completion."""
-        first_seconds = SERVICE_FIRST_SECONDS if goals.service_seconds is None else goals.service_seconds
-        return max((self.busy_slot_seconds + first_seconds) / (self.completions + 1.0), 1e-3)
+        """Seconds one request keeps a slot busy; a first guess counts as one completion, what is told as a few."""
+        first_seconds, count = SERVICE_FIRST_SECONDS, 1.0
+        if goals.service_seconds is not None:
+            first_seconds, count = goals.service_seconds, _TOLD_COUNTS_AS
+        return max((self.busy_slot_seconds + count * first_seconds) / (self.completions + count), 1e-3)
 
     def cold_start(self, goals: Goals) -> tuple[float, float]:
         """(mean, standard deviation) of a cold start in seconds; the first guess counts as one."""
