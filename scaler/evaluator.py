@@ -540,11 +540,9 @@ class Evaluator:
         goals, key = trigger.goals, _learned_key(trigger)
         if workload.dry_run is not None and (trial := self._trial(trigger)) is not None:
             workload.dry_run.resume(trial)
-        learned = self._learned.pop(key, None)
-        if learned is not None:
-            workload.memory = Memory(state=learned)
-            return
-        found = None if self._keeper is None else self._keeper.restored(key, trigger.policy)
+        found: Restored | None = self._learned.pop(key, None)
+        if found is None and self._keeper is not None:
+            found = self._keeper.restored(key, trigger.policy)
         state = None if found is None else found.state
         cautious = trigger.policy_name == "slo" and goals.answer == "demand" and state is None
         if cautious and (trial := self._trial(trigger)) is not None:
@@ -1109,8 +1107,11 @@ class Evaluator:
         self._judge(workload.scaled_object)
         if workload.called_at > -math.inf:
             self._called[workload.digest] = workload.called_at
-        if workload.memory.state is not None and not workload.superseded:
-            self._learned[_learned_key(workload.trigger)] = workload.memory.state
+        memory = workload.memory
+        if memory.last is not None and not workload.superseded:
+            self._learned[_learned_key(workload.trigger)] = Restored(
+                decision=memory.last, state=memory.state, sample=memory.sample
+            )
         if workload.dry_run is not None and not workload.superseded:
             self._learned[_trial_key(workload.trigger)] = workload.dry_run.kept
         for kept in (self._called, self._learned):

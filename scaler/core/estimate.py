@@ -36,6 +36,7 @@ _LONGEST_INTERVALS = 10.0  # ... or so many usual intervals
 _STEP_SECONDS = 600.0  # a gap in the readings that nobody explains ...
 _QUIET_DAYS = 14.0  # of a longer silence nothing more is learned
 _LEAST_IN_FLIGHT = 0.05  # nothing waits and nobody tells what is in flight: likely fewer than that is none
+_LAST_BELIEVED_SECONDS = 300.0  # ... and one is believed for so long, as KEDA's cooldown and the HPA keep a replica
 _UNSEEN_BELIEVED = 0.9  # while nothing waits and nobody tells what is in flight: arrivals of that share of the rate
 _NEAR_KEPT = 200.0  # waits near the promise
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
@@ -78,6 +79,7 @@ class Estimates:
     hour_arrived: float = 0.0
     hour_seconds: float = 0.0
     hours: tuple[tuple[float, float], ...] = ()  # per hour of the day: (arrivals a second, days seen)
+    queued_at_seconds: float | None = None  # when something was last seen to wait
 
     # --- what others ask for ---
 
@@ -126,6 +128,10 @@ class Estimates:
         late = bisect_left(self.batches, now_seconds - wait_seconds, key=_arrival)
         return self.batches[late - 1][0] - self.started if late else 0.0
 
+    def is_usual(self, past_seconds: float) -> bool:
+        """Whether a look so long after the one before can tell when between the two something happened."""
+        return past_seconds <= _LONGEST_INTERVALS * self.interval_seconds
+
     def stepped_seconds(self, goals: Goals, now_seconds: float) -> float:
         """`stepped_seconds` of these; nobody looks often at what is idle."""
         return stepped_seconds(
@@ -139,6 +145,7 @@ class Estimates:
     def shifted(self, seconds: float, *, turns_hours: bool) -> Estimates:
         """With every moment moved, where the clock was put; `turns_hours`: the hours of the day, too."""
         at_seconds, waking_since_seconds = self.at_seconds, self.waking_since_seconds
+        queued_at_seconds = self.queued_at_seconds
         hour, hours, turned = self.hour, self.hours, round(seconds / _HOUR_SECONDS) % HOURS if turns_hours else 0
         return replace(
             self,
@@ -147,6 +154,7 @@ class Estimates:
             long=self.long.shifted(seconds),
             surprises=replace(self.surprises, at_seconds=self.surprises.at_seconds + seconds),
             waking_since_seconds=None if waking_since_seconds is None else waking_since_seconds + seconds,
+            queued_at_seconds=None if queued_at_seconds is None else queued_at_seconds + seconds,
             batches=tuple([(until, at + seconds) for until, at in self.batches]),
             recent=tuple([(before, at + seconds) for before, at in self.recent]),
             hour=hour if hour < 0 else (hour + turned) % HOURS,
@@ -214,7 +222,7 @@ def updated(
     first request picked up tells a cold start where nobody sees replicas. `blind`: nobody does.
     """
     before_seconds = known.at_seconds
-    waiting, in_flight = _split(known, sample, goals, ready)
+    waiting, in_flight = _split(known, sample, goals, ready, blind=blind)
     if before_seconds is None or now_seconds < before_seconds:
         return _first(known, sample, waiting, in_flight, now_seconds)
     elapsed_seconds = max(now_seconds - before_seconds, 1e-3)  # two looks at once tell no rate
@@ -265,6 +273,8 @@ def updated(
     if not purged and elapsed_seconds <= max(_LONGEST_SECONDS, _LONGEST_INTERVALS * interval_seconds):
         if sample.in_flight is None and sample.completed_total is None and sample.waiting is not None:
             busy, completions = _served(known, goals, waiting, ready=None if blind else ready, seconds=elapsed_seconds)
+        if busy == 0.0 and sample.completed_total is None:  # nothing was seen at work: what is gone may be purged
+            completions = max(completions + min(change, 0.0), 0.0)
         busy_sum, done_sum = busy_sum + busy, done_sum + completions
         if done_sum > _COMPLETIONS_KEPT:
             busy_sum, done_sum = busy_sum * _COMPLETIONS_KEPT / done_sum, _COMPLETIONS_KEPT
@@ -272,7 +282,8 @@ def updated(
     waking_since = known.waking_since_seconds
     cold_count, cold_mean, cold_squares = known.cold_starts, known.cold_start_mean_seconds, known.cold_start_squares
     if waking_since is not None and (in_flight > 0 or completions > 0):
-        if sample.in_flight is not None or sample.completed_total is not None:
+        told = sample.in_flight is not None or sample.completed_total is not None
+        if told and known.is_usual(elapsed_seconds):
             cold_starts_seconds = (max(now_seconds - waking_since - 0.5 * elapsed_seconds, 0.1),)
         waking_since = None
     elif waking and waking_since is None and in_flight == 0:
@@ -318,6 +329,7 @@ def updated(
         hour_arrived,
         hour_seconds,
         hours,
+        now_seconds if waiting > 0 else known.queued_at_seconds,
     )
 
 
@@ -370,7 +382,7 @@ def stepped_seconds(
     return past_seconds - usual_seconds
 
 
-def _split(known: Estimates, sample: Sample, goals: Goals, ready: int) -> tuple[float, float]:
+def _split(known: Estimates, sample: Sample, goals: Goals, ready: int, *, blind: bool) -> tuple[float, float]:
     """(waiting, in flight), estimated where the source does not tell them apart."""
     waiting, in_flight = sample.waiting, sample.in_flight
     slots = float(ready * goals.concurrency)
@@ -386,7 +398,12 @@ def _split(known: Estimates, sample: Sample, goals: Goals, ready: int) -> tuple[
         if known.in_flight > likely and known.at_seconds is not None:  # what was begun ends within its service
             gone_seconds = max(sample.at_seconds - known.at_seconds, 0.0)
             likely = max(likely, known.in_flight * math.exp(-gone_seconds / service_seconds))
-        return 0.0, min(slots, likely) if likely >= _LEAST_IN_FLIGHT else 0.0
+        likely = min(slots, likely) if likely >= _LEAST_IN_FLIGHT else 0.0
+        queued_at_seconds = -math.inf if known.queued_at_seconds is None else known.queued_at_seconds
+        if sample.at_seconds - queued_at_seconds < _LAST_BELIEVED_SECONDS:  # one may take longer than anyone knows
+            one = min(max(known.in_flight, known.waiting), 1.0)
+            likely = max(likely, one if blind else min(slots, one))  # what took it serves, whatever is believed
+        return 0.0, likely
     return max(waiting, 0.0), max(in_flight, 0.0)
 
 

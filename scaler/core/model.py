@@ -12,11 +12,12 @@ cold start        from the creation of a replica until it serves
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from scaler.core.values import value_class
+
+_BEYOND_COUNTING = 1e18  # a nanosecond each for thirty years: a mistake, and squares of it still are numbers
 
 
 @value_class(frozen=True, slots=True, kw_only=True)
@@ -51,15 +52,18 @@ class Sample:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all that is told are numbers, neither infinite nor NaN."""
-        return math.isfinite(
-            self.metric_value
-            + (self.waiting or 0.0)
-            + (self.in_flight or 0.0)
-            + (self.arrived_total or 0.0)
-            + (self.completed_total or 0.0)
-            + (self.oldest_age_seconds or 0.0)
-            + (self.utilization_sum or 0.0)
+        """Whether all that is told are numbers, neither NaN nor infinite nor beyond anything that is counted."""
+        return (
+            abs(
+                self.metric_value
+                + (self.waiting or 0.0)
+                + (self.in_flight or 0.0)
+                + (self.arrived_total or 0.0)
+                + (self.completed_total or 0.0)
+                + (self.oldest_age_seconds or 0.0)
+                + (self.utilization_sum or 0.0)
+            )
+            < _BEYOND_COUNTING
         )
 
 

@@ -382,7 +382,9 @@ def _need(
         return 0, "nothing waits", ()
     slots, speed, wait_seconds = start.slots, start.speed, start.wait_seconds
     busy = max(math.ceil(in_flight / slots - 1e-9), 1)
-    rate = max(known.short.value, 0.5 * (known.short.value + known.long.value))
+    # What was seen for much less than a cold start tells as much: before it, as far as anyone knows, nothing came.
+    short, long = known.short.value * known.short.weight, known.long.value * known.long.weight
+    rate = max(short, 0.5 * (short + long))
     pace = view.ready * speed
     free = max(view.ready * slots - in_flight, 0.0)
     starting = len(view.starting_at_seconds)
@@ -485,8 +487,9 @@ def _believed(
     came, asked_at_seconds = asked_at_seconds[:more], asked_at_seconds[more:]
     if sample.waiting and sample.in_flight is not None:
         ready = busy
-        if before.waiting > 0:
-            late_seconds = 0.5 * before.interval_seconds
+        past_seconds = 0.0 if before.at_seconds is None else now_seconds - before.at_seconds
+        if before.waiting > 0 and before.is_usual(past_seconds):
+            late_seconds = 0.5 * past_seconds
             cold_starts = tuple([max(now_seconds - at - late_seconds, 1.0) for at in came if at > unsure_until_seconds])
         starting = asked_at_seconds
         unaccounted = asked - ready - len(starting)
