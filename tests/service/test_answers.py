@@ -506,3 +506,19 @@ async def test_hints_are_told_on_request_and_watched_and_in_metrics(shell: RunSh
         running.stop.set()
         assert await watch.read() is grpc.aio.EOF  # a drain ends it with OK
         assert await watch.code() == grpc.StatusCode.OK
+
+
+def test_a_workload_that_expired_and_comes_back_goes_on_where_it_was() -> None:
+    bench = Bench()
+    workload = bench.workload("orders", waitSeconds="30", serviceSeconds="60", coldStartSeconds="30")
+    for second in range(300):
+        before = bench.read(workload, 20.0 if second < 200 else 5.0).desired_replicas
+        if second % 30 == 0:
+            bench.evaluator.known(b"orders")
+    assert before > 20
+    while b"orders" in bench.evaluator._workloads:  # nobody calls, the queue is still read
+        before = bench.read(workload, 5.0).desired_replicas
+        for _ in bench.evaluator.tick(bench.clock.now):
+            pass
+    again = bench.workload("orders", waitSeconds="30", serviceSeconds="60", coldStartSeconds="30")
+    assert bench.read(again, 5.0).desired_replicas >= 0.8 * before
