@@ -270,6 +270,7 @@ class Workload:
         "superseded",
         "touched_at",
         "trigger",
+        "unread",
         "waiters",
         "warm",
     )
@@ -291,6 +292,8 @@ class Workload:
         self.cold_starts: tuple[float, ...] = ()
         # The last decision is from before a restart, and nothing was read since.
         self.restored = False
+        # What it went on from, and the key of that, while nothing was read since: if it expires, that is still so.
+        self.unread: tuple[Key, Restored | _Trial] | None = None
         # Until when `slo`, which knows nothing yet, answers no less than `peak`, the most that it asked for so far.
         self.blank_until = -math.inf
         self.peak = 0
@@ -379,7 +382,7 @@ class Evaluator:
         self._overflow: OrderedDict[Digest, Workload] = OrderedDict()
         self._refused: OrderedDict[Digest, tuple[float, PilotlightError]] = OrderedDict()
         self._called: OrderedDict[Digest, float] = OrderedDict()
-        self._learned: OrderedDict[tuple[str, str, str, str], Any] = OrderedDict()
+        self._learned: OrderedDict[Key, Any] = OrderedDict()
         self._goals: dict[Goals, Goals] = {}
         self._streams: dict[Stream, None] = {}
         self._streaming: dict[Workload, None] = {}
@@ -543,10 +546,13 @@ class Evaluator:
         found: Restored | None = self._learned.pop(key, None)
         if found is None and self._keeper is not None:
             found = self._keeper.restored(key, trigger.policy)
+        workload.unread = None if found is None else (key, found)
         state = None if found is None else found.state
         cautious = trigger.policy_name == "slo" and goals.answer == "demand" and state is None
         if cautious and (trial := self._trial(trigger)) is not None:
             state = trial.state  # it takes over what it learned while it was only tried; of replicas it knows nothing
+            if found is None:
+                workload.unread = _trial_key(trigger), trial
         last = None if found is None else found.decision
         cold_start_seconds = goals.cold_start_seconds
         if cold_start_seconds is None:
@@ -711,6 +717,7 @@ class Evaluator:
             self.hint(workload)
         self._telemetry.evaluations += 1
         workload.restored = False
+        workload.unread = None
         workload.cold_starts = ()
         workload.memory = memory
         workload.good_until = now + trigger.goals.hold_seconds + self._patience(workload)
@@ -1053,6 +1060,7 @@ class Evaluator:
                 and theirs.source.query(theirs.config) == trigger.source.query(trigger.config)
             ):
                 workload.memory = other.memory
+                workload.unread = None
                 workload.good_until = other.memory.last.at_seconds + trigger.goals.hold_seconds
                 self._wake(workload)
                 return
@@ -1108,7 +1116,12 @@ class Evaluator:
         if workload.called_at > -math.inf:
             self._called[workload.digest] = workload.called_at
         memory = workload.memory
-        if memory.last is not None and not workload.superseded:
+        if workload.superseded:
+            pass
+        elif workload.unread is not None:
+            key, known = workload.unread
+            self._learned[key] = known
+        elif memory.last is not None:
             self._learned[_learned_key(workload.trigger)] = Restored(
                 decision=memory.last, state=memory.state, sample=memory.sample
             )
@@ -1329,11 +1342,11 @@ def _siblings(workload: Workload) -> list[Workload]:
     ]
 
 
-def _learned_key(trigger: Trigger) -> tuple[str, str, str, str]:
+def _learned_key(trigger: Trigger) -> Key:
     return trigger.namespace, trigger.name, trigger.identity, trigger.policy_name
 
 
-def _trial_key(trigger: Trigger) -> tuple[str, str, str, str]:
+def _trial_key(trigger: Trigger) -> Key:
     return trigger.namespace, trigger.name, trigger.identity, "slo dryRun"
 
 

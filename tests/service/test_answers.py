@@ -522,3 +522,55 @@ def test_a_workload_that_expired_and_comes_back_goes_on_where_it_was() -> None:
             pass
     again = bench.workload("orders", waitSeconds="30", serviceSeconds="60", coldStartSeconds="30")
     assert bench.read(again, 5.0).desired_replicas >= 0.8 * before
+
+
+def expired(bench: Bench, workload: Workload) -> None:
+    """Time passes until `workload` is gone; nobody calls it and nothing is read."""
+    while workload.digest in bench.evaluator._workloads:
+        bench.clock.now += 60.0
+        for _ in bench.evaluator.tick(bench.clock.now):
+            pass
+
+
+@pytest.mark.parametrize("off_seconds", [10.0, 7_200.0], ids=["a moment off", "two hours off"])
+def test_what_was_learned_before_a_restart_outlives_an_expiry_without_a_reading(
+    tmp_path: Path, off_seconds: float
+) -> None:
+    before = Bench(tmp_path, wall=1_000_000.0)
+    workload = before.workload("orders", **SLO)
+    for _ in range(300):
+        before.read(workload, 5.0)
+    assert before.state is not None
+    before.state.close()
+    after = Bench(tmp_path, wall=1_000_300.0 + off_seconds)
+    unread = after.workload("orders", **SLO)
+    learned = unread.estimates
+    assert learned is not None
+    for _ in range(2):
+        expired(after, unread)
+        unread = after.workload("orders", **SLO)
+        assert unread.estimates == learned
+    assert after.read(unread, 5.0).desired_replicas > 0
+
+
+def test_what_a_dry_run_learned_outlives_an_expiry_without_a_reading() -> None:
+    bench = Bench()
+    tried = bench.workload("orders", dryRun="true", **SLO)
+    for _ in range(300):
+        bench.read(tried, 5.0)
+    learned = tried.estimates
+    expired(bench, tried)
+    in_earnest = bench.workload("orders", **SLO)
+    assert in_earnest.estimates == learned
+    expired(bench, in_earnest)
+    again = bench.workload("orders", **SLO)
+    assert again.estimates == learned
+    assert again.blank_until > bench.clock.now  # of replicas it still knows nothing
+
+
+def test_a_workload_that_expired_unread_is_as_new_when_it_comes_back() -> None:
+    bench = Bench()
+    expired(bench, bench.workload("orders", **SLO))
+    again = bench.workload("orders", **SLO)
+    assert again.estimates is None
+    assert again.blank_until > bench.clock.now
