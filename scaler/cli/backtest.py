@@ -26,6 +26,9 @@ backtest = typer.Typer(invoke_without_command=True, no_args_is_help=False, help=
 
 _PATTERN_HELP = 'a trace file (CSV with t_s and service_s), a shipped trace, or a pattern: "bursts:every_seconds=600"'
 
+# A run decides every few seconds while a replica starts.
+_LONGEST_COLD_START_SECONDS = 7 * 86_400.0
+
 
 @backtest.callback()
 def one(
@@ -80,6 +83,10 @@ def one(
         ("--days", days, None),
     ):
         _number(name, value, lowest=lowest)
+    if cold_start > _LONGEST_COLD_START_SECONDS:
+        raise PilotlightError(
+            f"--cold-start is {cold_start:g}; it must be at most {_LONGEST_COLD_START_SECONDS:g} seconds"
+        )
     if recorded is None and (workload is not None or source is not None):
         raise PilotlightError("--workload and --source go with --recorded")
     if recorded is not None and (trace is not None or workload is None):

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,13 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 from scaler.backtest import matrix as matrix_module
-from scaler.backtest import page, report
+from scaler.backtest import page, report, traces
 from scaler.backtest.cases import BLOCKS, MOST_POINTS, Case, as_plain, from_plain, run, simulated, waiting_of
 from scaler.backtest.matrix import Plan, Runs, code_digest, key_of, run_matrix
 from scaler.backtest.traces import SHIPPED, TraceInvalid, load_trace, read_trace
 from scaler.cli import build_app
 from scaler.errors import PilotlightError
-from scaler.simulator.arrivals import Arrival
+from scaler.simulator.arrivals import PATTERNS, Arrival, parse_pattern
 from scaler.simulator.baselines import THRESHOLDS, KedaConfig, clairvoyant_bound, keda_grid
 from tests.services import REPOSITORY
 
@@ -40,28 +41,142 @@ def test_a_trace_file_is_read_in_order(trace_file: Path) -> None:
     assert (len(trace), trace[0]) == (60, Arrival(900.0, 8.0))
 
 
+HEADER = b"t_s,service_s\n"
+
+
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("content", "said"),
     [
-        ("a,b\n1,2\n", "expected a header"),
-        ("t_s,service_s\n1,x\n", "line 2: expected two numbers"),
-        ("t_s,service_s\n5,1\n4,1\n", "line 3: expected t_s not below"),
-        ("t_s,service_s\n5,-1\n", "service_s from 0 up"),
-        ("t_s,service_s\n", "holds no request"),
-        ("t_s,service_s\nnan,1\n", "line 2"),
+        (b"a,b\n1,2\n", 'line 1 is "a,b": expected a header'),
+        (b"", 'line 1 is "": expected a header'),
+        (HEADER + b"1,x\n", 'line 2: service_s is "x"; expected seconds'),
+        (HEADER + b"1\n", 'line 2: service_s is ""; expected seconds'),
+        (HEADER + b"1,1\n\n\n2,nan\n", 'line 5: service_s is "nan"; expected seconds'),
+        (HEADER + b"5,1\n4,1\n", 'line 3: t_s is "4"; expected it not below 5'),
+        (HEADER + b"5,-1\n", 'line 2: service_s is "-1"; expected seconds, a number from 0'),
+        (HEADER + b"-5,1\n", 'line 2: t_s is "-5"; expected seconds, a number from 0'),
+        (HEADER + b"nan,1\n", 'line 2: t_s is "nan"'),
+        (HEADER + b"1e15,1\n", 'line 2: t_s is "1e15"'),
+        (HEADER + b"1,1e15\n", 'line 2: service_s is "1e15"'),
+        (HEADER, "holds no request"),
+        (HEADER + b"9" * 1_000_000, "line 2 is"),
+        (HEADER + b'"' + b"9\n" * 1_000_000, "can't be read: field larger than"),
+        (b"\0" * 1_000_000, "line 1 is"),
+        (bytes(range(256)) * 10, "expected CSV in UTF-8"),
+        ("t_s,service_s\n1,1\n".encode("utf-16"), "expected CSV in UTF-8"),
     ],
-    ids=["header", "word", "order", "negative", "empty", "nan"],
+    ids=lambda one: one[:30] if isinstance(one, str) else "",
 )
-def test_a_trace_that_is_wrong_says_where(tmp_path: Path, text: str, said: str) -> None:
+def test_a_trace_that_is_wrong_says_where(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "wrong.csv"
-    path.write_text(text)
-    with pytest.raises(TraceInvalid, match=said):
-        read_trace(path)
+    path.write_bytes(content)
+    with pytest.raises(TraceInvalid) as caught:
+        load_trace(str(path))
+    message = str(caught.value)
+    assert said in message
+    assert message.startswith(f'trace "{path}"')
+    assert len(message) < 400
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xef\xbb\xbft_s,service_s\n1,2\n", b"t_s,service_s\r\n1,2\r\n", b"t_s,service_s\r1,2\r", b"service_s,t_s\n2,1"],
+    ids=["byte order mark", "CRLF", "CR", "other order"],
+)
+def test_what_spreadsheets_write_is_a_trace(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_bytes(content)
+    assert load_trace(str(path)) == [Arrival(1.0, 2.0)]
+
+
+def test_a_trace_that_is_no_file_or_may_not_be_read_says_so_and_never_waits(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "trace.csv").write_bytes(HEADER + b"1,1\n")
+    unreadable = tmp_path / "unreadable.csv"
+    unreadable.write_bytes(HEADER + b"1,1\n")
+    unreadable.chmod(0)
+    closed.chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:  # who may read everything
+        for folder in (tmp_path, *tmp_path.parents[:3]):
+            folder.chmod(folder.stat().st_mode | 0o055)
+        os.seteuid(65_534)
+    try:
+        for path in (tmp_path, tmp_path / "pipe.csv"):
+            with pytest.raises(TraceInvalid, match=f'"{path}" can\'t be read: expected a file'):
+                load_trace(str(path))
+        for path in (unreadable, closed / "trace.csv"):
+            with pytest.raises(TraceInvalid, match=f'"{path}" can\'t be read: Permission denied'):
+                load_trace(str(path))
+    finally:
+        if is_root:
+            os.seteuid(0)
+        closed.chmod(0o700)
 
 
 def test_what_is_no_trace_at_all_names_the_patterns() -> None:
     with pytest.raises(TraceInvalid, match="pattern"):
         load_trace("no-such-thing")
+    with pytest.raises(TraceInvalid, match="is no file, and no pattern either"):
+        load_trace("a" * 5_000)  # longer than any file's name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("poisson:rate_per_second=1e9", "rate_per_second is 1e+09, which makes about 8.64e+13 requests"),
+        ("steady:rate_per_second=1e308", "rate_per_second is 1e+308, which makes about inf requests"),
+        ("diurnal:mean_rate_per_second=1e5", "mean_rate_per_second is 100000, which"),
+        ("diurnal:swing=1e300", "swing is 1e+300, which"),
+        ("bursts:every_seconds=0,burst_rate_per_second=1e4", "burst_rate_per_second is 10000, which"),
+        ("bursts:every_seconds=0,burst_seconds=0", "every_seconds is 0, which makes about inf draws"),
+        ("bursts:quiet_rate_per_second=1e6", "quiet_rate_per_second is 1e+06, which"),
+        ("flash:base_rate_per_second=1e6", "base_rate_per_second is 1e+06, which"),
+        (
+            "flash:peak_rate_per_second=1e4,decay_seconds=1",
+            "peak_rate_per_second is 10000, which makes about 8.64e+08 draws",
+        ),
+        ("flash:decay_seconds=0", "decay_seconds is 0; expected above 0"),
+        ("documents:documents_per_day=1e9", "documents_per_day is 1e+09, which makes about 1e+09 requests"),
+        ("documents:to_hour=90", "to_hour is 90; expected an hour"),
+    ],
+)
+def test_a_pattern_that_would_fill_the_memory_or_never_end_is_refused(pattern: str, said: str) -> None:
+    with pytest.raises(TraceInvalid) as caught:
+        load_trace(pattern)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(f'pattern "{pattern}": ')
+
+
+@pytest.mark.parametrize(
+    ("service_seconds", "days", "said"), [(1e12, 1.0, "the mean service is 1e+12"), (1.0, 1e9, "days is 1e+09")]
+)
+def test_a_pattern_of_no_sensible_length_is_refused(service_seconds: float, days: float, said: str) -> None:
+    with pytest.raises(TraceInvalid, match=re.escape(said)):
+        load_trace("documents:documents_per_day=0", service_seconds=service_seconds, days=days)
+
+
+def test_a_file_of_more_requests_than_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces, "MOST_REQUESTS", 1_000)
+    path = tmp_path / "long.csv"
+    path.write_bytes(HEADER + b"1,1\n" * 1_000)
+    assert len(load_trace(str(path))) == 1_000
+    path.write_bytes(HEADER + b"1,1\n" * 1_001)
+    with pytest.raises(TraceInvalid, match="line 1002: expected at most 1,000 requests"):
+        load_trace(str(path))
+
+
+@pytest.mark.parametrize("name", sorted(PATTERNS))
+@pytest.mark.parametrize("days", [0.5, 7.0])
+def test_about_as_many_requests_come_as_a_pattern_is_taken_for(name: str, days: float) -> None:
+    """The estimate is from above, and close enough that nothing sensible is refused."""
+    made = len(load_trace(f"{name}:", days=days))  # the bare name may be that of a shipped trace
+    told = traces._size(parse_pattern(name), days * 86_400.0)
+    assert made * 0.9 <= told.requests <= made * 2.0 + 10
+    assert told.draws >= told.requests * 0.99
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
@@ -385,6 +500,8 @@ def test_a_file_of_runs_that_can_not_be_read_is_told(trace_file: Path, tmp_path:
         (["--trace", "flash", "--steps", "3:1,2:2"], '--steps is "3:1,2:2"'),
         (["--trace", "flash", "--cold-start", "-5"], "--cold-start is -5"),
         (["--trace", "flash", "--cold-start", "nan"], "--cold-start is nan"),
+        (["--trace", "flash", "--cold-start", "1e12"], "--cold-start is 1e+12; it must be at most 604800"),
+        (["--trace", "poisson:rate_per_second=1e9"], "expected at most 10,000,000"),
         (["--trace", "poisson", "--service", "0"], "--service is 0"),
         (["--trace", "poisson", "--days", "inf"], "--days is inf"),
         (["--trace", "flash", "--gpu-cost", "nan"], "--gpu-cost is nan"),
