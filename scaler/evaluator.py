@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from scaler.core import rails, warm_pool
 from scaler.core.decide import Memory, Policy, decide
-from scaler.core.estimate import COLD_START_FIRST_SECONDS, Estimates
+from scaler.core.estimate import Estimates, cold_start_first
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.errors import (
     LimitReached,
@@ -554,10 +554,7 @@ class Evaluator:
             if found is None:
                 workload.unread = _trial_key(trigger), trial
         last = None if found is None else found.decision
-        cold_start_seconds = goals.cold_start_seconds
-        if cold_start_seconds is None:
-            cold_start_seconds = COLD_START_FIRST_SECONDS
-        blank_seconds = cold_start_seconds + goals.hold_seconds
+        blank_seconds = cold_start_first(goals) + goals.hold_seconds
         if last is not None and now - last.at_seconds > blank_seconds + self._settings.reading.failing_active_seconds:
             last = None  # as old as this it says nothing about now; what was learned does
         if last is not None:

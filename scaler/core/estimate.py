@@ -11,22 +11,17 @@ change what is counted for one sample, never what was learned before.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
-from operator import itemgetter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
+from scaler.core.hours import NO_HOURS, Hours
 from scaler.core.model import Goals, Sample
 from scaler.core.surprises import NO_SURPRISES, Surprises
 from scaler.core.values import value_class
+from scaler.core.waits import NO_WAITS, Waits
 from scaler.core.window import NOTHING, Smoothed
 
-_arrival = itemgetter(1)  # of a batch
-HOURS = 24
-_HOUR_SECONDS = 3_600.0
-_DAY_SECONDS = 86_400.0
-_MOST_BATCHES = 96  # arrivals that still wait, by sample; older neighbours are merged above this
 _MOST_RECENT = 24  # arrivals, by sample, from which the level of demand is told
 _COMPLETIONS_KEPT = 300.0  # service seconds are the mean of about so many completions
 _COLD_STARTS_KEPT = 20.0
@@ -34,16 +29,13 @@ _TOLD_COUNTS_AS = 4.0  # completions: a service time that somebody told, which m
 _LONGEST_SECONDS = 60.0  # between two samples from which service times are learned ...
 _LONGEST_INTERVALS = 10.0  # ... or so many usual intervals
 _STEP_SECONDS = 600.0  # a gap in the readings that nobody explains ...
-_QUIET_DAYS = 14.0  # of a longer silence nothing more is learned
 _LEAST_IN_FLIGHT = 0.05  # nothing waits and nobody tells what is in flight: likely fewer than that is none
 _LAST_BELIEVED_SECONDS = 300.0  # ... and one is believed for so long, as KEDA's cooldown and the HPA keep a replica
 _UNSEEN_BELIEVED = 0.9  # while nothing waits and nobody tells what is in flight: arrivals of that share of the rate
-_NEAR_KEPT = 200.0  # waits near the promise
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
 COLD_START_FIRST_VARIATION = 0.25
 COLD_START_LEAST_SECONDS = 1e-3  # nothing starts sooner: what is reported below is a mistake
 SERVICE_FIRST_SECONDS = 5.0
-DEBT_FIRST = 4.0  # misses that a beginner takes as already made: careful first, lazy once it has seen enough
 
 
 @value_class(frozen=True, slots=True)
@@ -68,17 +60,9 @@ class Estimates:
     cold_start_mean_seconds: float = 0.0
     cold_start_squares: float = 0.0
     waking_since_seconds: float | None = None
-    batches: tuple[tuple[float, float], ...] = ()  # (arrived so far, at): those that still wait
-    counted: float = 0.0  # requests whose wait is known, about the last day
-    missed: float = 0.0
-    just_in_time: float = 0.0  # requests whose wait ended about one interval before the promise did, and ...
-    just_late: float = 0.0  # ... after it
+    waits: Waits = NO_WAITS
     recent: tuple[tuple[float, float], ...] = ()  # (arrived before, at) of arrivals, newest last, older ones thinned
-    debt: float = DEBT_FIRST  # misses beyond what was promised; negative: credit
-    hour: int = -1
-    hour_arrived: float = 0.0
-    hour_seconds: float = 0.0
-    hours: tuple[tuple[float, float], ...] = ()  # per hour of the day: (arrivals a second, days seen)
+    hours: Hours = NO_HOURS
     queued_at_seconds: float | None = None  # when something was last seen to wait
 
     # --- what others ask for ---
@@ -90,13 +74,15 @@ class Estimates:
             first_seconds, count = goals.service_seconds, _TOLD_COUNTS_AS
         return max((self.busy_slot_seconds + count * first_seconds) / (self.completions + count), 1e-3)
 
+    def lead_seconds(self, goals: Goals) -> float:
+        """Seconds a cold start takes in the mean, or as far as anyone says before any was seen."""
+        return self.cold_start_mean_seconds if self.cold_starts else cold_start_first(goals)
+
     def cold_start(self, goals: Goals) -> tuple[float, float]:
         """(mean, standard deviation) of a cold start in seconds; the first guess counts as one."""
-        first_seconds = _cold_start_first(goals)
-        count = self.cold_starts
+        mean_seconds, count = self.lead_seconds(goals), self.cold_starts
         if count == 0:
-            return first_seconds, COLD_START_FIRST_VARIATION * first_seconds
-        mean_seconds = self.cold_start_mean_seconds
+            return mean_seconds, COLD_START_FIRST_VARIATION * mean_seconds
         first_variance = (COLD_START_FIRST_VARIATION * mean_seconds) ** 2
         variance = (self.cold_start_squares + 2.0 * first_variance) / (count + 2.0)
         return mean_seconds, math.sqrt(variance)
@@ -110,23 +96,6 @@ class Estimates:
     def crowd(self) -> float:
         """How many requests a request finds within one cold start, itself included; 0: none was seen yet."""
         return self.surprises.crowd
-
-    @property
-    def achieved(self) -> float | None:
-        """The share of requests that started in time, about the last day; None: no request yet."""
-        return None if self.counted <= 0 else 1.0 - self.missed / self.counted
-
-    def hour_rate_per_second(self, at_seconds: float) -> tuple[float, float] | None:
-        """(arrivals a second, days seen) of that hour of the day, or None."""
-        if not self.hours:
-            return None
-        rate, days = self.hours[_hour(at_seconds)]
-        return (rate, days) if days > 0 else None
-
-    def overdue(self, now_seconds: float, wait_seconds: float) -> float:
-        """Requests that wait and have already waited longer than promised."""
-        late = bisect_left(self.batches, now_seconds - wait_seconds, key=_arrival)
-        return self.batches[late - 1][0] - self.started if late else 0.0
 
     def is_usual(self, past_seconds: float) -> bool:
         """Whether a look so long after the one before can tell when between the two something happened."""
@@ -146,7 +115,6 @@ class Estimates:
         """With every moment moved, where the clock was put; `turns_hours`: the hours of the day, too."""
         at_seconds, waking_since_seconds = self.at_seconds, self.waking_since_seconds
         queued_at_seconds = self.queued_at_seconds
-        hour, hours, turned = self.hour, self.hours, round(seconds / _HOUR_SECONDS) % HOURS if turns_hours else 0
         return replace(
             self,
             at_seconds=None if at_seconds is None else at_seconds + seconds,
@@ -155,15 +123,16 @@ class Estimates:
             surprises=replace(self.surprises, at_seconds=self.surprises.at_seconds + seconds),
             waking_since_seconds=None if waking_since_seconds is None else waking_since_seconds + seconds,
             queued_at_seconds=None if queued_at_seconds is None else queued_at_seconds + seconds,
-            batches=tuple([(until, at + seconds) for until, at in self.batches]),
+            waits=self.waits.shifted(seconds),
             recent=tuple([(before, at + seconds) for before, at in self.recent]),
-            hour=hour if hour < 0 else (hour + turned) % HOURS,
-            hours=(*hours[HOURS - turned :], *hours[: HOURS - turned]) if hours else hours,
+            hours=self.hours.turned(seconds) if turns_hours else self.hours,
         )
 
 
 NOTHING_KNOWN = Estimates()
 _FIELDS = tuple(field.name for field in fields(Estimates))
+_PARTS = {"short": Smoothed, "long": Smoothed, "surprises": Surprises, "waits": Waits, "hours": Hours}
+_PAIRS = ("batches", "profile")  # of those
 
 
 def rested(known: Estimates, goals: Goals, now_seconds: float) -> Estimates:
@@ -180,8 +149,6 @@ def rested(known: Estimates, goals: Goals, now_seconds: float) -> Estimates:
     until_seconds = now_seconds - interval_seconds
     elapsed_seconds = until_seconds - at_seconds
     lead_seconds, short_seconds, long_seconds = _windows(known, goals)
-    fade = math.exp(-elapsed_seconds / _DAY_SECONDS)
-    hour, hour_arrived, hour_seconds, hours = _quiet_hours(known, until_seconds)
     return replace(
         known,
         at_seconds=until_seconds,
@@ -195,12 +162,8 @@ def rested(known: Estimates, goals: Goals, now_seconds: float) -> Estimates:
             interval_seconds=interval_seconds,
             until_seconds=until_seconds,
         ),
-        counted=known.counted * fade,
-        missed=known.missed * fade,
-        hour=hour,
-        hour_arrived=hour_arrived,
-        hour_seconds=hour_seconds,
-        hours=hours,
+        waits=known.waits.faded(elapsed_seconds),
+        hours=known.hours.rested(at_seconds, interval_seconds=interval_seconds, until_seconds=until_seconds),
     )
 
 
@@ -254,8 +217,14 @@ def updated(
 
     arrived = known.arrived + arrivals
     started = max(arrived - waiting, 0.0)
-    batches, counted, missed, just_in_time, just_late = _waits(
-        known, goals, arrived, started, now_seconds=now_seconds, elapsed_seconds=elapsed_seconds, purged=purged
+    waits = known.waits.fed(
+        (known.arrived, arrived),
+        (known.started, started),
+        goals=goals,
+        now_seconds=now_seconds,
+        elapsed_seconds=elapsed_seconds,
+        purged=purged,
+        least_debt=least_debt,
     )
     recent = known.recent
     if arrivals > 0:
@@ -263,9 +232,6 @@ def updated(
         if len(recent) > _MOST_RECENT:
             half = _MOST_RECENT // 2
             recent = (*recent[:half:2], *recent[half:])
-    fade = math.exp(-elapsed_seconds / _DAY_SECONDS)
-    counted_before, missed_before = known.counted * fade, known.missed * fade
-
     surprises = known.surprises.fed(arrivals, short.value, lead_seconds=lead_seconds, now_seconds=now_seconds)
 
     busy_sum, done_sum = known.busy_slot_seconds, known.completions
@@ -298,7 +264,6 @@ def updated(
         cold_mean += off / cold_count
         cold_squares = (cold_squares + off * (seconds - cold_mean)) * min(1.0, (_COLD_STARTS_KEPT - 1) / cold_count)
 
-    hour, hour_arrived, hour_seconds, hours = _hours(known, arrivals, elapsed_seconds, now_seconds)
     return Estimates(
         now_seconds,
         known.samples + 1,
@@ -318,22 +283,14 @@ def updated(
         cold_mean,
         cold_squares,
         waking_since,
-        batches,
-        counted_before + counted,
-        missed_before + missed,
-        just_in_time,
-        just_late,
+        waits,
         recent,
-        max(known.debt + missed - (1.0 - goals.attainment) * counted, least_debt),
-        hour,
-        hour_arrived,
-        hour_seconds,
-        hours,
+        known.hours.fed(arrivals, elapsed_seconds, now_seconds),
         now_seconds if waiting > 0 else known.queued_at_seconds,
     )
 
 
-def _cold_start_first(goals: Goals) -> float:
+def cold_start_first(goals: Goals) -> float:
     """Seconds that a cold start takes as far as anyone says, before any was seen."""
     first_seconds = goals.cold_start_seconds
     return COLD_START_FIRST_SECONDS if first_seconds is None else max(first_seconds, COLD_START_LEAST_SECONDS)
@@ -342,23 +299,34 @@ def _cold_start_first(goals: Goals) -> float:
 def dumped(known: Estimates) -> dict[str, Any]:
     """As plain values, for a file."""
     plain: dict[str, Any] = {name: getattr(known, name) for name in _FIELDS}
-    return plain | {name: asdict(getattr(known, name)) for name in ("short", "long", "surprises")}
+    for name in _PARTS:
+        part = plain[name]
+        plain[name] = {field.name: getattr(part, field.name) for field in fields(part)}
+    return plain
 
 
-def loaded(values: dict[str, Any]) -> Estimates:
+def loaded(values: Mapping[str, Any]) -> Estimates:
     """From `dumped`.
 
     What is unknown or of another version is left at its first value: nothing learned is better than a wrong field.
     """
     known = {name: values[name] for name in _FIELDS if name in values}
-    for name in ("short", "long"):
-        if isinstance(known.get(name), dict):
-            known[name] = Smoothed(**known[name])
-    if isinstance(known.get("surprises"), dict):
-        known["surprises"] = Surprises(**known["surprises"])
-    for name in ("hours", "batches", "recent"):
-        known[name] = tuple((float(one), float(other)) for one, other in known.get(name, ()))
+    for name, kind in _PARTS.items():
+        part = known.pop(name, None)
+        if isinstance(part, Mapping):
+            known[name] = kind(
+                **{
+                    field.name: _pairs(part[field.name]) if field.name in _PAIRS else part[field.name]
+                    for field in fields(kind)
+                    if field.name in part
+                }
+            )
+    known["recent"] = _pairs(known.get("recent", ()))
     return Estimates(**known)
+
+
+def _pairs(values: Iterable[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    return tuple((float(one), float(other)) for one, other in values)
 
 
 def stepped_seconds(
@@ -423,11 +391,9 @@ def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, n
         long=Smoothed(known.long.value, known.long.weight, now_seconds),
         surprises=replace(known.surprises, at_seconds=now_seconds, arrived=0.0, forecast=known.short.value),
         waking_since_seconds=None,
-        batches=((waiting, now_seconds),) if waiting else (),
+        waits=known.waits.begun_anew(waiting, now_seconds),
         recent=((-in_flight, now_seconds),) if waiting + in_flight else (),
-        hour=-1,
-        hour_arrived=0.0,
-        hour_seconds=0.0,
+        hours=known.hours.unbegun(),
     )
 
 
@@ -507,127 +473,8 @@ def unseen(arrivals: float, completions: float, change: float, *, terms: int = 0
     return 0.5 * product / below
 
 
-def _waits(
-    known: Estimates,
-    goals: Goals,
-    arrived: float,
-    started: float,
-    *,
-    now_seconds: float,
-    elapsed_seconds: float,
-    purged: bool,
-) -> tuple[tuple[tuple[float, float], ...], float, float, float, float]:
-    """(batches that still wait, requests that started, those of them that had waited too long, near misses and hits).
-
-    First in, first out: what started is the oldest. Both ends of a wait are known to one sampling interval only. How
-    likely a wait within one interval of the promise is beyond it, is told by how many end an interval sooner and
-    later: whoever starts replicas just in time has most waits end just before.
-    """
-    just_in_time, just_late = known.just_in_time, known.just_late
-    batches = known.batches
-    if arrived > known.arrived:
-        batches = (*batches, (arrived, now_seconds - 0.5 * elapsed_seconds))
-    if not batches:
-        return batches, 0.0, 0.0, just_in_time, just_late
-    if purged:  # what is left came last; to take it for new would ask for more than a longer queue that is as old
-        left = tuple([batch for batch in batches if batch[0] > started])
-        return left, 0.0, 0.0, just_in_time, just_late
-    counted, missed, before, done = 0.0, 0.0, known.started, 0
-    limit_seconds = math.inf if goals.wait_seconds is None else goals.wait_seconds
-    for until, at_seconds in batches:
-        if started <= before:
-            break
-        part = min(until, started) - before
-        if part > 0:
-            counted += part
-            wait_seconds = now_seconds - 0.5 * elapsed_seconds - at_seconds
-            off = (wait_seconds - limit_seconds) / elapsed_seconds
-            if off >= 1.0:
-                missed += part
-            elif off > -1.0:
-                missed += part * _late_share(off, just_in_time, just_late)
-            # What came and began between two looks is no wait that nearly was too long.
-            if 0.5 <= abs(off) <= 1.5 and wait_seconds > 0.5 * elapsed_seconds:
-                if off < 0:
-                    just_in_time += part
-                else:
-                    just_late += part
-                if just_in_time + just_late > _NEAR_KEPT:
-                    just_in_time, just_late = 0.5 * just_in_time, 0.5 * just_late
-        before = max(before, min(until, started))
-        if until <= started:
-            done += 1
-    batches = batches[done:]
-    if len(batches) > _MOST_BATCHES:
-        batches = batches[1::2] if len(batches) % 2 == 0 else (batches[0], *batches[2::2])
-    return batches, counted, missed, just_in_time, just_late
-
-
-def _late_share(off: float, just_in_time: float, just_late: float) -> float:
-    """How likely a wait is beyond the promise that is seen `off` sampling intervals (-1 to 1) beyond it.
-
-    Both its ends are uniform within an interval, so it is off by a triangular error; and waits thin out by e to the
-    `slope` each interval, as their numbers one interval before and after the promise say.
-    """
-    slope = min(max(0.5 * math.log((just_in_time + 1.0) / (just_late + 1.0)), -2.0), 4.0)
-    if abs(slope) < 0.01:
-        return 0.5 * (1.0 + off) ** 2 if off < 0 else 1.0 - 0.5 * (1.0 - off) ** 2
-    square = slope * slope
-    above = 1.0 / slope - (1.0 - math.exp(-slope)) / square  # of e^(-slope u) (1 - |u|), u from 0 to 1
-    below = (math.exp(slope) - 1.0) / square - 1.0 / slope  # ... from -1 to 0
-    thin = math.exp(slope * off)
-    if off < 0:
-        beyond = math.exp(-slope) / square + thin * (1.0 + off) / slope - thin / square
-    else:
-        beyond = above - 1.0 / slope - 1.0 / square + thin * (1.0 - off) / slope + thin / square
-    return beyond / (above + below)
-
-
-def _hours(
-    known: Estimates, arrivals: float, elapsed_seconds: float, now_seconds: float
-) -> tuple[int, float, float, tuple[tuple[float, float], ...]]:
-    """(hour of the day, arrivals in it, seconds of it seen, profile): an hour counts when it is over."""
-    hour = _hour(now_seconds)
-    if hour == known.hour:
-        return hour, known.hour_arrived + arrivals, known.hour_seconds + elapsed_seconds, known.hours
-    hours = _hour_over(known.hours, known.hour, known.hour_arrived, known.hour_seconds)
-    return hour, arrivals, min(elapsed_seconds, _HOUR_SECONDS), hours
-
-
-def _quiet_hours(known: Estimates, until_seconds: float) -> tuple[int, float, float, tuple[tuple[float, float], ...]]:
-    """As `_hours`, for looks every usual interval until then that see nothing come."""
-    hour, arrived, seconds, hours = known.hour, known.hour_arrived, known.hour_seconds, known.hours
-    interval_seconds = known.interval_seconds
-    at_seconds = max(known.at_seconds or 0.0, until_seconds - _QUIET_DAYS * _DAY_SECONDS)
-    while True:
-        turns_seconds = (at_seconds // _HOUR_SECONDS + 1.0) * _HOUR_SECONDS
-        looks = math.ceil((turns_seconds - at_seconds) / interval_seconds)
-        if at_seconds + looks * interval_seconds > until_seconds + 1e-6:
-            return hour, arrived, seconds + until_seconds - at_seconds, hours
-        at_seconds += looks * interval_seconds
-        hours = _hour_over(hours, hour, arrived, seconds + (looks - 1) * interval_seconds)
-        hour, arrived, seconds = _hour(at_seconds), 0.0, interval_seconds
-
-
-def _hour(at_seconds: float) -> int:
-    return int(at_seconds % _DAY_SECONDS // _HOUR_SECONDS)
-
-
-def _hour_over(
-    hours: tuple[tuple[float, float], ...], hour: int, arrived: float, seconds: float
-) -> tuple[tuple[float, float], ...]:
-    """The profile with one more hour, if most of it was seen."""
-    if hour < 0 or seconds < 0.5 * _HOUR_SECONDS:
-        return hours
-    profile = list(hours or ((0.0, 0.0),) * HOURS)
-    rate, days = profile[hour]
-    days = min(days + 1.0, 7.0)
-    profile[hour] = (rate + (arrived / seconds - rate) / days, days)
-    return tuple(profile)
-
-
 def _windows(known: Estimates, goals: Goals) -> tuple[float, float, float]:
     """(a cold start, the time constants of the short and of the long rate) in seconds."""
-    lead_seconds = known.cold_start_mean_seconds if known.cold_starts else _cold_start_first(goals)
+    lead_seconds = known.lead_seconds(goals)
     short_seconds = max(lead_seconds, 2.0 * known.interval_seconds)
     return lead_seconds, short_seconds, 10.0 * short_seconds

@@ -143,7 +143,7 @@ def _rate(known: Estimates, now_seconds: float, lead_seconds: float) -> float:
     """Arrivals a second to be ready for: what is now, or what this hour and the next usually bring."""
     rate = 0.5 * (known.short.value + known.long.value)
     for at_seconds in (now_seconds, now_seconds + lead_seconds):
-        usual = known.hour_rate_per_second(at_seconds)
+        usual = known.hours.rate_per_second(at_seconds)
         if usual is not None:
             rate = max(rate, usual[0])
     return rate
@@ -151,6 +151,6 @@ def _rate(known: Estimates, now_seconds: float, lead_seconds: float) -> float:
 
 def _valid_seconds(known: Estimates, now_seconds: float, lead_seconds: float) -> float:
     """Until the hour turns where the profile carries the hint, but at least one lead time."""
-    if known.hour_rate_per_second(now_seconds) is None:
+    if known.hours.rate_per_second(now_seconds) is None:
         return lead_seconds
     return max(_HOUR_SECONDS - now_seconds % _HOUR_SECONDS, lead_seconds)

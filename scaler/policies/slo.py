@@ -202,8 +202,8 @@ class Slo:
                 numbers=(
                     price.seconds,
                     kept,
-                    1.0 - before.missed / before.counted if before.counted else 1.0,
-                    before.counted,
+                    1.0 if before.waits.achieved is None else before.waits.achieved,
+                    before.waits.counted,
                     start.slots / start.speed,
                     start.lead_seconds,
                     before.cold_starts,
@@ -312,8 +312,8 @@ def _price(known: Estimates, goals: Goals, start: _Start, now_seconds: float) ->
     as may; the geometric mean of the two.
     """
     miss = 1.0 - goals.attainment
-    debt = known.debt + known.overdue(now_seconds, start.wait_seconds)
-    unit = max(BUDGET_FIRST, BUDGET_SHARE * miss * known.counted, BUDGET_CROWD * known.crowd)
+    debt = known.waits.debt + known.waits.overdue(known.started, now_seconds, start.wait_seconds)
+    unit = max(BUDGET_FIRST, BUDGET_SHARE * miss * known.waits.counted, BUDGET_CROWD * known.crowd)
     floor = FLOOR * start.lead_seconds / start.in_time
     late = start.late
     to_keep = max(start.slots / start.speed * goals.attainment / miss, floor)
@@ -424,7 +424,7 @@ def _need(
     started = known.started
     # What just came and a few older batches: deadlines change little from one sample to the next. Neither whether
     # something just came nor how many old ones are left changes which others are looked at.
-    batches = known.batches
+    batches = known.waits.batches
     older = len(batches) - (1 if batches and batches[-1][1] > before_seconds else 0)
     looked_at = batches[older:] + tuple([batches[older - back] for back in BATCHES_LOOKED_AT if back <= older])
     for until, at_seconds in looked_at:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaler.core.decide import Memory, decide
+from scaler.core.hours import NO_HOURS
 from scaler.core.model import Decision, Goals, Sample
 from scaler.core.window import Smoothed
 from scaler.plugins import policies
@@ -81,7 +82,7 @@ def test_a_reading_that_is_not_confirmed_does_not_take_away_what_is_kept_warm() 
     _, memory = played("slo", rest, wanted)
     state = memory.state
     memory = replace(
-        memory, state=replace(state, estimates=replace(state.estimates, short=usual, long=usual, hours=()))
+        memory, state=replace(state, estimates=replace(state.estimates, short=usual, long=usual, hours=NO_HOURS))
     )
     assert memory.last is not None
     assert not memory.last.active
@@ -100,7 +101,9 @@ def test_work_that_a_second_reading_shows_wakes_and_is_counted_from_the_first(na
     assert [decision.active for decision in decisions] == [False] * 4 + [True]
     assert memory.tentative is None
     if name == "slo":
-        assert [at for _, at in memory.state.estimates.batches] == [5.0]  # half a look before the first that saw it
+        assert [at for _, at in memory.state.estimates.waits.batches] == [
+            5.0
+        ]  # half a look before the first that saw it
 
 
 @each_policy

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, updated
+from scaler.core.hours import Hours
 from scaler.core.model import Goals, Sample
 from scaler.simulator.arrivals import Poisson, Service, generate
 
@@ -46,7 +47,7 @@ def test_rate_and_service_time_of_a_steady_flow() -> None:
     known = fed(NOTHING_KNOWN, *steady(), ready=10)
     assert known.service_seconds(GOALS) == pytest.approx(5.0, rel=0.05)
     assert known.short.value == pytest.approx(2.0, rel=0.05)
-    assert known.achieved is None or known.achieved == 1.0
+    assert known.waits.achieved is None or known.waits.achieved == 1.0
 
 
 @pytest.mark.parametrize("guess", [2.0, 5.0, 30.0])
@@ -103,9 +104,9 @@ def test_waits_are_told_from_the_order_of_arrival() -> None:
         completed = 5.0 * i
         samples.append(sample(5.0 * i, 30.0, 1.0, arrived, completed))
     known = fed(NOTHING_KNOWN, *samples)
-    assert known.achieved is not None
-    assert known.achieved < 0.1
-    assert known.debt > 0
+    assert known.waits.achieved is not None
+    assert known.waits.achieved < 0.1
+    assert known.waits.debt > 0
 
 
 @pytest.mark.parametrize("hugging_seconds", [2.0, 5.0, 1_000.0], ids=["steeply", "less so", "evenly"])
@@ -127,7 +128,7 @@ def test_misses_are_told_where_most_waits_end_just_in_time(hugging_seconds: floa
         known = updated(known, one, GOALS, ready=1, cold_starts_seconds=(), waking=False, now_seconds=one.at_seconds)
     misses = sum(wait > 20.0 for wait in waits)
     fade = 86_400.0 / 24_000.0 * (1.0 - math.exp(-24_000.0 / 86_400.0))  # what is counted is about a day's
-    assert known.missed == pytest.approx(misses * fade, rel=0.25, abs=3.0)
+    assert known.waits.missed == pytest.approx(misses * fade, rel=0.25, abs=3.0)
 
 
 def test_what_is_counted_is_about_the_last_day_however_seldom_something_comes() -> None:
@@ -137,7 +138,7 @@ def test_what_is_counted_is_about_the_last_day_however_seldom_something_comes() 
             there = second == 5.0
             at = 3_600.0 * hour + second
             known = fed(known, sample(at, float(there), 0.0, hour + float(second > 0), hour + float(second > 5)))
-    assert known.counted == pytest.approx(24.0, rel=0.1)
+    assert known.waits.counted == pytest.approx(24.0, rel=0.1)
 
 
 @pytest.mark.parametrize("before", [0.0, 1.0, 3.0, 40.0])
@@ -171,7 +172,7 @@ def test_a_purge_is_not_taken_for_work_done() -> None:
     before = fed(NOTHING_KNOWN, *[sample(5.0 * i, 1_000.0, 1.0) for i in range(50)])
     after = fed(before, sample(250.0, 0.0, 1.0))
     assert after.service_seconds(GOALS) == before.service_seconds(GOALS)
-    assert after.batches == ()
+    assert after.waits.batches == ()
 
 
 def test_a_purge_that_no_counter_counts_is_not_taken_for_requests_begun_late() -> None:
@@ -182,7 +183,7 @@ def test_a_purge_that_no_counter_counts_is_not_taken_for_requests_begun_late() -
         sample(at + 60.0 + 5.0 * i, 0.0, 10.0, done + 1_130.0 + 10.0 * i, done + 120.0 + 10.0 * i) for i in range(9)
     ]
     after = fed(before, *flood, *purged, ready=10)
-    assert after.missed < before.missed + 120.0  # those that began late behind the flood, not the flood
+    assert after.waits.missed < before.waits.missed + 120.0  # those that began late behind the flood, not the flood
     assert after.service_seconds(GOALS) == pytest.approx(5.0, rel=0.1)
 
 
@@ -266,24 +267,24 @@ def test_whatever_is_read_it_stays_finite_bounded_and_survives_a_round_trip(
         known = updated(known, one, GOALS, ready=2, cold_starts_seconds=(), waking=False, now_seconds=now)
     assert 0 < known.service_seconds(GOALS) < float("inf")
     assert 0.5 <= known.dispersion <= 100
-    assert len(known.batches) <= 97
+    assert len(known.waits.batches) <= 97
     text = json.dumps(dumped(known), allow_nan=False)
     assert loaded(json.loads(text)) == known
 
 
 def test_the_hours_of_the_day_move_with_the_clock_by_whole_hours() -> None:
     hours = tuple((float(hour), 1.0) for hour in range(24))
-    known = replace(NOTHING_KNOWN, hours=hours, hour=23)
+    known = replace(NOTHING_KNOWN, hours=Hours(hour=23, profile=hours))
     for seconds, five in ((0.0, 5.0), (3_600.0, 4.0), (-3_600.0, 6.0), (1_000.0, 5.0), (86_400.0 * 365, 5.0)):
         moved = known.shifted(seconds, turns_hours=True)
-        assert moved.hour_rate_per_second(5.5 * 3_600.0) == (five, 1.0)
-        assert known.shifted(seconds, turns_hours=False).hours == hours
-    assert known.shifted(3_600.0, turns_hours=True).hour == 0
+        assert moved.hours.rate_per_second(5.5 * 3_600.0) == (five, 1.0)
+        assert known.shifted(seconds, turns_hours=False).hours == known.hours
+    assert known.shifted(3_600.0, turns_hours=True).hours.hour == 0
 
 
 def test_what_is_loaded_later_moves_with_the_clock() -> None:
     known = fed(NOTHING_KNOWN, sample(100.0, 5.0, 1.0, 6.0, 0.0))
     moved = loaded(json.loads(json.dumps(dumped(known)))).shifted(-100.0, turns_hours=True)
     assert moved.at_seconds == 0.0
-    assert moved.batches[0][1] == known.batches[0][1] - 100.0
+    assert moved.waits.batches[0][1] == known.waits.batches[0][1] - 100.0
     assert loaded({}) == NOTHING_KNOWN

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaler.core.estimate import HOURS, Estimates
+from scaler.core.estimate import Estimates
+from scaler.core.hours import HOURS, Hours
 from scaler.core.model import Goals
 from scaler.core.warm_pool import demand_quantile, warm_hint
 from scaler.core.window import Smoothed
@@ -16,7 +17,7 @@ from scaler.core.window import Smoothed
 GOALS = Goals(target_value=1.0, wait_seconds=10.0, attainment=0.95, service_seconds=5.0, cold_start_seconds=60.0)
 
 
-def known(rate_per_second: float, **fields: float | tuple[tuple[float, float], ...]) -> Estimates:
+def known(rate_per_second: float, **fields: float | Hours) -> Estimates:
     smoothed = Smoothed(rate_per_second, 1.0, 0.0)
     return Estimates(short=smoothed, long=smoothed, **fields)  # type: ignore[arg-type]  # fields of several types
 
@@ -93,9 +94,9 @@ def test_the_usual_hour_ahead_is_prepared_for() -> None:
     quiet, busy = (0.0, 3.0), (1.0, 3.0)
     profile = tuple(busy if hour == 9 else quiet for hour in range(HOURS))
     nine = 9 * 3600.0
-    assert warm_hint(known(0.0, hours=profile), GOALS, ready=0, now_seconds=nine - 1800).replicas == 0
-    assert warm_hint(known(0.0, hours=profile), GOALS, ready=0, now_seconds=nine - 30).replicas >= 1
-    hint = warm_hint(known(0.0, hours=profile), GOALS, ready=0, now_seconds=nine + 600)
+    assert warm_hint(known(0.0, hours=Hours(profile=profile)), GOALS, ready=0, now_seconds=nine - 1800).replicas == 0
+    assert warm_hint(known(0.0, hours=Hours(profile=profile)), GOALS, ready=0, now_seconds=nine - 30).replicas >= 1
+    hint = warm_hint(known(0.0, hours=Hours(profile=profile)), GOALS, ready=0, now_seconds=nine + 600)
     assert hint.replicas >= 1
     assert hint.valid_seconds == pytest.approx(3000.0)
 

@@ -10,6 +10,7 @@ import pytest
 from scaler.core.decide import Memory, decide
 from scaler.core.estimate import NOTHING_KNOWN
 from scaler.core.model import Goals, Sample
+from scaler.core.waits import Waits
 from scaler.policies import slo
 from scaler.policies.slo import POLICY
 from scaler.simulator.arrivals import Arrival, Bursts, Pattern, Poisson, Service, Steady, generate
@@ -113,7 +114,7 @@ def test_a_price_can_be_told_at_whatever_its_floor_is(
         goals = Goals(
             target_value=1.0, wait_seconds=wait_seconds, attainment=attainment, cold_start_seconds=first_seconds
         )
-        known = replace(NOTHING_KNOWN, debt=debt)
+        known = replace(NOTHING_KNOWN, waits=Waits(debt=debt))
         price = slo._price(known, goals, slo._starting(known, goals), 0.0)
         assert price.seconds > 0
         assert math.isfinite(price.seconds)
