@@ -141,7 +141,8 @@ def demand_quantile(expected: float, dispersion: float, quantile: float) -> floa
 
 def _rate(known: Estimates, now_seconds: float, lead_seconds: float) -> float:
     """Arrivals a second to be ready for: what is now, or what this hour and the next usually bring."""
-    rate = 0.5 * (known.short.value + known.long.value)
+    # What was seen for much less than a cold start tells as much, as in policies/slo.py.
+    rate = 0.5 * (known.short.value * known.short.weight + known.long.value * known.long.weight)
     for at_seconds in (now_seconds, now_seconds + lead_seconds):
         usual = known.hours.rate_per_second(at_seconds)
         if usual is not None:

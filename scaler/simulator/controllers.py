@@ -64,7 +64,7 @@ class Pilot:
     _sample_at_seconds: float = 0.0
     _sync_at_seconds: float = NEVER
     _poll_at_seconds: float = NEVER
-    _seen: tuple[int, int, int, int] = (-1, -1, -1, -1)
+    _seen: tuple[int, int, int, int, int] = (-1, -1, -1, -1, -1)
     _weighed: tuple[float, float, int] = (0.0, 0.0, 0)
     _is_content: bool = False
     _looks: int = 0
@@ -116,7 +116,8 @@ class Pilot:
 
     def _sample(self, world: World, now_seconds: float) -> None:
         arrived, completed, waiting = world.arrived, world.completed, world.waiting
-        seen = (arrived, completed, waiting, world.replicas_version)
+        # A busy replica that is let go does not change the version: it is billed until it is done.
+        seen = (arrived, completed, waiting, world.ready, world.replicas_version)
         last = self._decision
         next_at_seconds = after(now_seconds, self.sample_seconds, self._phases[0])
         self._looks += 1
@@ -188,7 +189,7 @@ class Pilot:
             before = self._keda_state.last_active_at_seconds
             self._keda_state = KedaState(0.0, polled if before is None else max(polled, before))
         self._poll_at_seconds = NEVER
-        if not decision.active and replicas > self.keda.min_replicas and self.keda.min_replicas == 0:
+        if not decision.active and (replicas > 0 if self.keda.min_replicas == 0 else replicas < self.keda.min_replicas):
             self._poll_at_seconds = after(now_seconds, self.keda.polling_seconds, self._phases[2])
         self._sync_at_seconds = NEVER
         if replicas and not (self._memoryless and self._contents(decision, replicas)):
@@ -203,9 +204,9 @@ class Pilot:
             self.keda, self._keda_state, active=False, failed=False, replicas=world.replicas, now_seconds=now_seconds
         )
         world.scale_to(wanted, now_seconds)
-        if wanted > 0:
+        if wanted > 0 and self.keda.min_replicas == 0:
             self._poll_at_seconds = after(now_seconds, self.keda.polling_seconds, self._phases[2])
-        else:
+        else:  # at zero, or at minReplicas, which is what an inactive answer asks the HPA for, too
             self._sync_at_seconds = NEVER
 
     def _sync(self, world: World, now_seconds: float) -> None:

@@ -90,6 +90,14 @@ def test_steady_arrivals_keep_a_replica_warm_and_ready_ones_make_it_needless() -
     assert warm_hint(known(0.2), GOALS, ready=10, now_seconds=0.0).replicas == 0
 
 
+def test_a_rate_that_was_seen_for_seconds_only_is_worth_as_much() -> None:
+    """40 requests in the first 2 s are 20 a second; nobody knows that they go on for a cold start."""
+    first = Smoothed(20.0, 1.0 - math.exp(-2.0 / 60.0), 0.0)
+    hint = warm_hint(Estimates(short=first, long=first), GOALS, ready=0, now_seconds=0.0)
+    assert hint.expected_demand == pytest.approx(20.0 * first.weight * hint.lead_time_seconds)
+    assert hint.expected_demand < 60.0
+
+
 def test_the_usual_hour_ahead_is_prepared_for() -> None:
     quiet, busy = (0.0, 3.0), (1.0, 3.0)
     profile = tuple(busy if hour == 9 else quiet for hour in range(HOURS))

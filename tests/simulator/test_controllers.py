@@ -12,7 +12,7 @@ from scaler.plugins import policies
 from scaler.simulator.arrivals import Arrival, Poisson, Service, generate
 from scaler.simulator.controllers import Pilot
 from scaler.simulator.keda import OUR_BEHAVIOR, OUR_KEDA, KedaHpa
-from scaler.simulator.rules import HpaBehavior
+from scaler.simulator.rules import HpaBehavior, KedaSpec
 from scaler.simulator.world import ColdStart, Outcome, Phase, Scaler, World, WorldSpec
 
 FOUR_LONG = [Arrival(0.0, 3_600.0)] * 4 + [Arrival(7_200.0, 1.0)]
@@ -111,3 +111,19 @@ def test_not_looking_while_nothing_can_change_changes_nothing(name: str) -> None
 
 def later_by(arrival: Arrival, later_seconds: float) -> Arrival:
     return arrival._replace(at_seconds=arrival.at_seconds + later_seconds)
+
+
+def test_what_is_idle_is_brought_to_its_min_replicas() -> None:
+    """As KEDA does at its next poll: without any, a policy that reads their use alone would never see work."""
+    pilot = Pilot(
+        policy=policies()["utilization"],
+        goals=Goals(target_value=80.0, min_replicas=2, max_replicas=5),
+        chance=random.Random(1),
+        keda=KedaSpec(min_replicas=2, max_replicas=5, cooldown_seconds=0.0),
+        sample_seconds=5.0,
+        sees_use_only=True,
+    )
+    world = World(WorldSpec(cold_start=ColdStart((Phase("load", 10.0, 0.0),))), [Arrival(100.0, 5.0)], random.Random(1))
+    outcome = world.run(pilot)
+    assert outcome.starts == 2
+    assert outcome.waits_seconds == [0.0]

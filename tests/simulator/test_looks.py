@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from scaler.core.model import Goals, ReplicaStep
 from scaler.plugins import policies
-from scaler.simulator.arrivals import Arrival, Bursts, Service, generate
+from scaler.simulator.arrivals import Arrival, Bursts, Poisson, Service, generate
 from scaler.simulator.controllers import Pilot
 from scaler.simulator.keda import after
 from scaler.simulator.rules import KedaSpec
@@ -39,7 +39,7 @@ class Diligent(Pilot):
         return self._next(world)
 
     def _sample(self, world: World, now_seconds: float) -> None:
-        self._seen = (-1, -1, -1, -1)
+        self._seen = (-1, -1, -1, -1, -1)
         Pilot._sample(self, world, now_seconds)
         self._sample_at_seconds = after(now_seconds, self.sample_seconds, self._phases[0])
 
@@ -58,12 +58,25 @@ def _changes(pilot: Pilot) -> list[tuple[float, bool, float]]:
     return found
 
 
-def _run(kind: type[Pilot], name: str, seed: int, goals: Goals, options: dict[str, Any]) -> tuple[Pilot, Outcome]:
+def _run(
+    kind: type[Pilot],
+    name: str,
+    seed: int,
+    goals: Goals,
+    options: dict[str, Any],
+    *,
+    load: list[Arrival] | None = None,
+) -> tuple[Pilot, Outcome]:
     pilot = kind(
-        policy=policies()[name], goals=goals, chance=random.Random(seed), keda=KEDA, keep_decisions=True, **options
+        policy=policies()[name],
+        goals=goals,
+        chance=random.Random(seed),
+        keda=replace(KEDA, min_replicas=goals.min_replicas),
+        keep_decisions=True,
+        **options,
     )
     spec = WorldSpec(cold_start=ColdStart((Phase("load", 40.0, 0.25),)))
-    return pilot, World(spec, _load(seed), random.Random(seed)).run(pilot)
+    return pilot, World(spec, load or _load(seed), random.Random(seed)).run(pilot)
 
 
 @pytest.mark.parametrize("sees", [{}, {"sees_counters": False, "sees_in_flight": False}, {"sees_replicas": False}])
@@ -80,3 +93,16 @@ def test_leaving_out_looks_that_see_nothing_new_changes_no_decision(
         assert (outcome.starts, outcome.waits_seconds) == (same.starts, same.waits_seconds)
         assert outcome.gpu_seconds == pytest.approx(same.gpu_seconds)
         assert len(lazy.decisions) < 0.9 * len(diligent.decisions) or not sees.get("sees_in_flight", True)
+
+
+def test_a_busy_replica_that_is_let_go_is_seen_where_only_its_use_is() -> None:
+    """What it works on is no longer in the sum."""
+    goals = replace(GOALS, target_value=80.0, min_replicas=2)
+    options = {"sees_use_only": True, "fast_scale": True}
+    service = Service(mean_seconds=100.0, variation=0.5)
+    for seed in range(3):
+        load = list(generate(Poisson(rate_per_second=0.03), service, random.Random(seed), 3600.0 * HOURS))
+        lazy, outcome = _run(Pilot, "utilization", seed, goals, options, load=load)
+        diligent, same = _run(Diligent, "utilization", seed, goals, options, load=load)
+        assert _changes(lazy) == _changes(diligent)
+        assert outcome.waits_seconds == same.waits_seconds
