@@ -155,6 +155,7 @@ class StateSettings(_Section):
     learned_seconds: Seconds = 5.0
     # The oldest observations go first. 256 MiB hold about three million: a month of 60 busy workloads, idle ones free.
     max_megabytes: Count = 256
+    # By how long the service has run, not by the wall's clock, which may step.
     max_age_days: Seconds = 30.0
     # Observations that may wait for the disk; those above are dropped and counted.
     queue_observations: Count = 50_000

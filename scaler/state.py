@@ -6,6 +6,8 @@ and by age, holds no metadata and no secret, and is never a reason not to serve:
 what can't be written is counted and told in the log.
 
 Times in the file are Unix seconds; inside they are of the process's own clock, and are translated at this border.
+A wall clock may be a year off, and be set right in the middle. So each row also says in which run it was written and
+how long the service had run by then, all runs together and by their own clocks: age is counted by that alone.
 docs/state.md describes the tables for those who read them.
 """
 
@@ -13,12 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -40,14 +44,17 @@ CREATE TABLE workload (
     UNIQUE (namespace, name, source, policy));
 CREATE TABLE last (
     workload INTEGER PRIMARY KEY REFERENCES workload (id) ON DELETE CASCADE, at REAL NOT NULL, active INTEGER NOT NULL,
-    metric_value REAL NOT NULL, target_value REAL NOT NULL, desired INTEGER NOT NULL, learned TEXT);
+    metric_value REAL NOT NULL, target_value REAL NOT NULL, desired INTEGER NOT NULL, learned TEXT, ran REAL);
 CREATE TABLE observation (
     id INTEGER PRIMARY KEY, workload INTEGER NOT NULL REFERENCES workload (id) ON DELETE CASCADE, at REAL NOT NULL,
     metric_value REAL NOT NULL, waiting REAL, in_flight REAL, arrived_total REAL, completed_total REAL,
     oldest_age REAL, ready INTEGER, starting INTEGER, desired INTEGER NOT NULL, active INTEGER NOT NULL,
-    dry_run_desired INTEGER);
+    dry_run_desired INTEGER, run INTEGER, ran REAL);
 CREATE INDEX observation_of ON observation (workload, id);
 """
+
+# Columns that came later; older versions leave them empty, and read the file as well as before.
+_ADDED: Final = (("observation", "run", "INTEGER"), ("observation", "ran", "REAL"), ("last", "ran", "REAL"))
 
 # Restored workloads that nobody has asked for yet.
 _RESTORED_KEPT = 20_000
@@ -97,7 +104,9 @@ class Restored:
 class Observation:
     """One row of a recording: what was read and what was answered. `at_seconds` is Unix time; None: not known.
 
-    `dry_run_desired` is what `slo` would have asked for, where the trigger says `dryRun`.
+    `dry_run_desired` is what `slo` would have asked for, where the trigger says `dryRun`. `run` is the number of the
+    process's run, `ran_seconds` how long the service had run by its own clock, all runs together; None: an older
+    version wrote it. Within one run they tell how far two rows are apart, whatever the wall's clock did meanwhile.
     """
 
     at_seconds: float
@@ -112,6 +121,8 @@ class Observation:
     desired_replicas: int
     active: bool
     dry_run_desired: int | None
+    run: int | None = None
+    ran_seconds: float | None = None
 
 
 class _Last(NamedTuple):
@@ -153,7 +164,12 @@ class StateFile:
         self._held: IO[bytes] | None = None
         self._files: list[tuple[Path, os.stat_result]] = []  # that the connection has open
         self._ids: dict[Key, int] = {}
-        self._written: dict[Key, tuple[float, float, tuple[Any, ...]]] = {}  # (written at, seen at, what)
+        # (written at and seen at by the process's clock, seen at by the wall's, what)
+        self._written: dict[Key, tuple[float, float, float, tuple[Any, ...]]] = {}
+        self._run_number = 0
+        self._ran_before = 0.0  # the service, by the file, ...
+        self._ran_from = 0.0  # ... when this process's clock showed this
+        self._alone_since = clock()  # since then nobody else, nor this process, has written
         self._dumped: dict[Key, float] = {}
         self._prune_in = 0
         self._undumpable: set[str] = set()
@@ -237,7 +253,7 @@ class StateFile:
         dry_run_desired: int | None = None,
     ) -> None:
         """Take note of one evaluation. Values only, which nobody changes: the thread reads them later."""
-        at = self._wall()
+        at, clock_at = self._wall(), self._clock()
         row = (
             sample.metric_value,
             sample.waiting,
@@ -252,9 +268,9 @@ class StateFile:
             dry_run_desired,
         )
         with self._lock:
-            self._lasts[key] = _Last(at, self._clock(), policy, decision, state)
+            self._lasts[key] = _Last(at, clock_at, policy, decision, state)
             if len(self._rows) < self._settings.queue_observations:
-                self._rows.append((key, (at, *row)))
+                self._rows.append((key, (at, clock_at, *row)))
             else:
                 self.dropped += 1
 
@@ -283,8 +299,10 @@ class StateFile:
     def _commit(self, *, last: bool) -> None:
         """Write what came since the last commit. Raises nothing."""
         if not self._hold():  # another process still has the file, as in a rolling update: keep only the newest
+            self._alone_since = self._clock()
             return
         with self._lock:
+            now = self._clock()
             lasts, self._lasts = self._lasts, {}
             rows, self._rows = self._rows, []
         try:
@@ -318,6 +336,7 @@ class StateFile:
                 self._log.error("state_not_written", error=type(err).__name__, exc_info=err)
             return
         self.commits += 1
+        self._alone_since = now
         if self._failing:
             self._failing = False
             self._log.info("state_written_again", file=self.path.name)
@@ -368,6 +387,10 @@ class StateFile:
                 connection.execute(f"PRAGMA journal_size_limit={self._log_bytes}")
                 connection.execute(f"PRAGMA wal_autocheckpoint={self._log_bytes // 2 // 4096}")
                 self._files = [(path, path.stat()) for path in (self.path, self._log_path) if path.exists()]
+                run, ran = connection.execute("SELECT max(run), max(ran) FROM observation").fetchone()
+                (ran_last,) = connection.execute("SELECT max(ran) FROM last").fetchone()
+                self._run_number = (run or 0) + 1
+                self._ran_before, self._ran_from = max(ran or 0.0, ran_last or 0.0), self._alone_since
             except BaseException:
                 connection.close()
                 raise
@@ -393,24 +416,31 @@ class StateFile:
                 self._connection.close()
             self._connection = None
 
+    def _ran(self, clock_at: float) -> float:
+        """How long the service had run, all runs together, when the process's clock showed `clock_at`."""
+        return self._ran_before + clock_at - self._ran_from
+
     def _insert(self, connection: sqlite3.Connection, key: Key, row: tuple[Any, ...]) -> None:
-        at, *values = row
+        at, clock_at, *values = row
         before = self._written.get(key)
         if before is not None:
-            written_at, seen_at, same = before
-            if list(same) == values and 0 <= at - written_at < _UNCHANGED_SECONDS:
-                self._written[key] = (written_at, at, same)
+            written_at, seen_clock_at, seen_at, same = before
+            if list(same) == values and clock_at - written_at < _UNCHANGED_SECONDS:
+                self._written[key] = (written_at, clock_at, at, same)
                 return
-            if list(same) != values and written_at < seen_at < at:  # until when nothing had changed
-                self._write(connection, key, (seen_at, *same))
-        self._written[key] = (at, at, tuple(values))
-        self._write(connection, key, row)
+            if list(same) != values and written_at < seen_clock_at < clock_at:  # until when nothing had changed
+                self._write(connection, key, seen_at, seen_clock_at, same)
+        self._written[key] = (clock_at, clock_at, at, tuple(values))
+        self._write(connection, key, at, clock_at, values)
 
-    def _write(self, connection: sqlite3.Connection, key: Key, row: tuple[Any, ...]) -> None:
+    def _write(
+        self, connection: sqlite3.Connection, key: Key, at: float, clock_at: float, values: Sequence[Any]
+    ) -> None:
         connection.execute(
             "INSERT INTO observation (workload, at, metric_value, waiting, in_flight, arrived_total, completed_total, "
-            "oldest_age, ready, starting, desired, active, dry_run_desired) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            (self._id(connection, key), *row),
+            "oldest_age, ready, starting, desired, active, dry_run_desired, run, ran) "
+            "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (self._id(connection, key), at, *values, self._run_number, self._ran(clock_at)),
         )
 
     def _upsert(self, connection: sqlite3.Connection, key: Key, newest: _Last, *, last: bool) -> None:
@@ -422,10 +452,10 @@ class StateFile:
             self._dumped[key] = newest.clock_at
             learned = self._dump(newest)
         connection.execute(
-            "INSERT INTO last (workload, at, active, metric_value, target_value, desired, learned) "
-            "VALUES (?,?,?,?,?,?,?) ON CONFLICT (workload) DO UPDATE SET at=excluded.at, active=excluded.active, "
+            "INSERT INTO last (workload, at, active, metric_value, target_value, desired, learned, ran) "
+            "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (workload) DO UPDATE SET at=excluded.at, active=excluded.active, "
             "metric_value=excluded.metric_value, target_value=excluded.target_value, desired=excluded.desired, "
-            "learned=coalesce(excluded.learned, learned)",
+            "learned=coalesce(excluded.learned, learned), ran=excluded.ran",
             (
                 workload,
                 newest.at,
@@ -434,6 +464,7 @@ class StateFile:
                 decision.target_value,
                 decision.desired_replicas,
                 learned,
+                self._ran(newest.clock_at),
             ),
         )
 
@@ -459,20 +490,25 @@ class StateFile:
         return known
 
     def _prune(self, connection: sqlite3.Connection) -> None:
-        """Delete what is too old, and the oldest where the file is too large; a bounded part at a time."""
-        too_old = self._wall() - 86_400.0 * self._settings.max_age_days
-        for key in [key for key, (at, *_) in self._written.items() if self._wall() - at > 3_600.0]:
+        """Delete what is too old, and the oldest where the file is too large; a bounded part at a time.
+
+        Age is the time that the service has run since: the wall's clock may be wrong, and time off is no age.
+        """
+        now = self._clock()
+        too_old = self._ran(now) - 86_400.0 * self._settings.max_age_days
+        for key in [key for key, (written_at, *_) in self._written.items() if now - written_at > 3_600.0]:
             del self._written[key]  # expired workloads; a living one writes at least once a minute
             self._ids.pop(key, None)
             self._dumped.pop(key, None)
         with connection:
             connection.execute(
-                "DELETE FROM observation WHERE id IN (SELECT id FROM observation ORDER BY id LIMIT ?) AND at < ?",
+                "DELETE FROM observation WHERE id IN (SELECT id FROM observation ORDER BY id LIMIT ?) "
+                "AND coalesce(ran, 0) < ?",
                 (_PRUNED_AT_ONCE, too_old),
             )
             if (
                 connection.execute(
-                    "DELETE FROM workload WHERE id IN (SELECT workload FROM last WHERE at < ? LIMIT ?) "
+                    "DELETE FROM workload WHERE id IN (SELECT workload FROM last WHERE coalesce(ran, 0) < ? LIMIT ?) "
                     "AND NOT EXISTS (SELECT 1 FROM observation WHERE workload = workload.id)",
                     (too_old, _PRUNED_AT_ONCE),
                 ).rowcount
@@ -487,7 +523,10 @@ class StateFile:
                 self._prune_in = 0  # and again at the next commit, until it fits
         # A script, since `execute` stops after one page.
         connection.executescript("PRAGMA incremental_vacuum(2000);")
-        if self._log_path.stat().st_size > self._log_bytes:
+        log_bytes = self._log_path.stat().st_size
+        # Pages that were freed leave the file with a checkpoint only.
+        limit_bytes = self._settings.max_megabytes * _MEBIBYTE
+        if log_bytes > self._log_bytes or self.path.stat().st_size + log_bytes > limit_bytes:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     # --- the file itself ---
@@ -500,15 +539,15 @@ class StateFile:
             verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if verdict != "ok":
                 raise _Damaged(verdict)
-            cutoff = self._wall() - 86_400.0 * self._settings.max_age_days
             for namespace, name, source, policy, *row in connection.execute(
                 "SELECT namespace, name, source, policy, last.at, last.active, last.metric_value, target_value, "
                 "last.desired, learned, seen.at, seen.metric_value, waiting, in_flight, arrived_total, "
                 "completed_total, oldest_age FROM last JOIN workload ON workload.id = last.workload "
                 "LEFT JOIN observation seen ON seen.id = "
                 "(SELECT max(id) FROM observation WHERE observation.workload = last.workload) "
-                "WHERE last.at > ? ORDER BY last.at DESC LIMIT ?",
-                (cutoff, _RESTORED_KEPT),
+                "WHERE coalesce(last.ran, 0) >= (SELECT coalesce(max(ran), 0) FROM last) - ? "
+                "ORDER BY coalesce(last.ran, 0) DESC, last.at DESC LIMIT ?",
+                (86_400.0 * self._settings.max_age_days, _RESTORED_KEPT),
             ):
                 self._found[namespace, name, source, policy] = tuple(row)
         self._log.info("state_restored", workloads=len(self._found), file=self.path.name)
@@ -577,6 +616,17 @@ def _prepare(connection: sqlite3.Connection) -> None:
         connection.executescript(
             f"BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={_VERSION}; COMMIT;"
         )
+        return
+    if any(column not in _columns(connection, table) for table, column, _ in _ADDED):
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")  # another process may be about to do the same
+            for table, column, kind in _ADDED:
+                if column not in _columns(connection, table):
+                    connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
 
 
 def _same(path: Path, was: os.stat_result) -> bool:
@@ -604,30 +654,51 @@ def read_recording(path: str | Path, workload: str, *, source: str | None = None
     looked. Raises RecordingUnreadable, which names what there is.
     """
     file = Path(path)
-    if file.is_dir():
-        file /= FILE_NAME
     namespace, slash, name = workload.partition("/")
     if not slash or not namespace or not name:
         raise RecordingUnreadable(f"workload {quoted(workload)}: expected namespace/name")
-    if not file.is_file():
-        raise RecordingUnreadable(f"recording {quoted(file)} does not exist; expected the service's state folder")
+    try:
+        if file.is_dir():
+            file /= FILE_NAME
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        raise RecordingUnreadable(
+            f"recording {quoted(file, limit=400)} does not exist; expected the service's state folder"
+        ) from None
+    except OSError as err:
+        raise RecordingUnreadable(f"recording {quoted(file, limit=400)} can't be read: {err.strerror}") from err
+    if not stat.S_ISREG(mode):
+        raise RecordingUnreadable(
+            f"recording {quoted(file, limit=400)} is no file; expected the service's state folder"
+        )
     try:
         with contextlib.closing(
             sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
         ) as connection:
+            _check_ours(connection, file)
             chosen = _chosen(connection, namespace, name, source)
             marks = ",".join("?" * len(chosen))
+            later = "run, ran" if "ran" in _columns(connection, "observation") else "NULL, NULL"
             for row in connection.execute(
-                "SELECT at, metric_value, waiting, in_flight, arrived_total, completed_total, oldest_age, ready, "  # noqa: S608 - the text holds question marks only
-                f"starting, desired, active, dry_run_desired FROM observation WHERE workload IN ({marks}) ORDER BY id",
+                "SELECT id, at, metric_value, waiting, in_flight, arrived_total, completed_total, oldest_age, ready, "  # noqa: S608 - the text holds question marks only
+                f"starting, desired, active, dry_run_desired, {later} FROM observation WHERE workload IN ({marks}) "
+                "ORDER BY id",
                 chosen,
             ):
-                *values, active, dry_run_desired = row
-                yield Observation(
-                    **dict(zip(_OBSERVED, values, strict=True)), active=bool(active), dry_run_desired=dry_run_desired
-                )
+                number, *values = row
+                for column, value in zip(_OBSERVED, values, strict=True):
+                    known = value is not None or column not in _ALWAYS
+                    if not known or not (value is None or (isinstance(value, int | float) and math.isfinite(value))):
+                        raise RecordingUnreadable(
+                            f"recording {quoted(file, limit=400)}, observation {number}: {column} is "
+                            f"{quoted(value)}; expected a number"
+                        )
+                found = dict(zip(_OBSERVED, values, strict=True))
+                yield Observation(**found | {"active": bool(found["active"])})
     except sqlite3.Error as err:
-        raise RecordingUnreadable(f"recording {quoted(file)} can't be read: {err}") from err
+        raise RecordingUnreadable(
+            f"recording {quoted(file, limit=400)} can't be read: {err}; expected a state file of Pilotlight"
+        ) from err
 
 
 _OBSERVED: Final = (
@@ -641,7 +712,30 @@ _OBSERVED: Final = (
     "ready",
     "starting",
     "desired_replicas",
+    "active",
+    "dry_run_desired",
+    "run",
+    "ran_seconds",
 )
+_ALWAYS: Final = frozenset({"at_seconds", "metric_value", "desired_replicas", "active"})
+
+
+def _check_ours(connection: sqlite3.Connection, file: Path) -> None:
+    """Raises RecordingUnreadable for a file that is not Pilotlight's, or of a version that is not known."""
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application != _APPLICATION_ID:
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        raise RecordingUnreadable(
+            f"recording {quoted(file, limit=400)} "
+            + (f"is another program's: its application id is {application:#x}" if tables else "is empty")
+            + f"; expected a state file of Pilotlight ({_APPLICATION_ID:#x})"
+        )
+    if version != _VERSION:
+        raise RecordingUnreadable(
+            f"recording {quoted(file, limit=400)} is of version {version}; expected {_VERSION}: read it with the "
+            "Pilotlight that wrote it"
+        )
 
 
 def _chosen(connection: sqlite3.Connection, namespace: str, name: str, source: str | None) -> list[int]:
@@ -659,6 +753,6 @@ def _chosen(connection: sqlite3.Connection, namespace: str, name: str, source: s
         return next(iter(found.values()))
     if source not in found:
         raise RecordingUnreadable(
-            f"source {quoted(source or '')} of {quoted(f'{namespace}/{name}')}: expected one of {', '.join(found)}"
+            f"source {quoted(source or '')} of {quoted(f'{namespace}/{name}')}: expected one of {', '.join(map(str, found))}"
         )
     return found[source]

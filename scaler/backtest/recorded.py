@@ -10,6 +10,10 @@ Where requests in flight aren't told either, all slots work while something wait
 seen at all. There the rate is the one at which a queue would begin as often as it did (Erlang's loss formula), over
 five minutes: idle ones stay empty, lightly loaded ones come out too light.
 
+How far two rows are apart is told by the process's clock, between two runs of the service by the wall's. Where that
+was set back, or a gap is longer than anybody is likely to have been away, its length is not known: it counts as one
+look, and what counters tell of it is left out. So are rows of two processes about the same time.
+
 Within one interval between two observations arrivals are spread evenly. How long each request took is not recorded: all
 take the mean.
 """
@@ -18,19 +22,26 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from scaler.backtest.traces import TraceInvalid
+from scaler.backtest.traces import LONGEST_SERVICE_SECONDS, MOST_REQUESTS, TraceInvalid
 from scaler.core.estimate import SERVICE_FIRST_SECONDS, unseen
+from scaler.errors import quoted
 from scaler.simulator.arrivals import Arrival
 from scaler.state import Observation, read_recording
 
 LONGEST_GAP_SECONDS = 90.0  # a row a minute is written whatever happens; in a longer gap nobody looked
 RATE_SECONDS = 60.0  # the rate at a moment is a mean over about so long before and after
 BLIND_SECONDS = 300.0  # over which the beginnings of queues are counted, where in flight isn't told
+# Between two runs. What is longer is rather a wall clock that was wrong: years, often.
+LONGEST_OFF_SECONDS = 7 * 86_400.0
+# Rows of an older version, which tell the wall's time alone: set back by so much, or two processes wrote.
+SET_BACK_SECONDS = 3_600.0
+LOOK_SECONDS = 5.0  # where nothing tells how often somebody looked
+MOST_SLOTS = 10_000
 ROUNDS = 60
 MOST_WORK = 3_000_000  # intervals times rounds: some ten seconds
 CLOSE = 5e-4
@@ -58,13 +69,32 @@ class _Span:
     arrivals: float = 0.0
 
 
-def recorded_trace(path: Path, workload: str, *, source: str | None = None, concurrency: int = 1) -> list[Arrival]:
+def recorded_trace(
+    path: Path,
+    workload: str,
+    *,
+    source: str | None = None,
+    concurrency: int = 1,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Arrival]:
     """The requests of `workload` (`namespace/name`), from the first observation on.
 
-    Raises RecordingUnreadable, and TraceInvalid where no request was observed.
+    `tell` gets one line about what had to be left out, if anything had. Raises RecordingUnreadable, and TraceInvalid
+    where no request was observed, or more than can be simulated.
     """
-    spans = _spans(read_recording(path, workload, source=source), concurrency)
+    rows, gaps, left_out = _in_order(read_recording(path, workload, source=source))
+    spans = _spans(rows, gaps, concurrency)
+    _tell(tell, workload, rows, gaps, left_out)
     service_seconds = _learn(spans)
+    expected = math.fsum(span.arrivals for span in spans)
+    where = f"the recording {quoted(path, limit=400)} of {workload}"
+    if not expected <= MOST_REQUESTS:
+        raise TraceInvalid(f"{where} comes to {expected:.3g} requests; expected at most {MOST_REQUESTS:,}")
+    if service_seconds > LONGEST_SERVICE_SECONDS:
+        raise TraceInvalid(
+            f"{where} comes to {service_seconds:.3g} seconds of service a request; "
+            f"expected at most {LONGEST_SERVICE_SECONDS:.0f}"
+        )
     arrivals: list[float] = []
     owed = 0.0
     for span in spans:
@@ -77,17 +107,65 @@ def recorded_trace(path: Path, workload: str, *, source: str | None = None, conc
     return [Arrival(at, service_seconds) for at in arrivals]
 
 
-def _spans(rows: Iterable[Observation], concurrency: int) -> list[_Span]:
+def _in_order(rows: Iterable[Observation]) -> tuple[list[Observation], list[float | None], int]:
+    """Rows, the seconds between each and the next (None: not known), and how many rows were left out."""
     kept: list[Observation] = []
+    gaps: list[float | None] = []
+    left_out = 0
     for row in rows:
-        if not kept or row.at_seconds > kept[-1].at_seconds:  # else the wall clock was set back
-            kept.append(row)
+        if kept:
+            seconds = _apart(kept[-1], row)
+            if seconds is not None and seconds <= 0:
+                left_out += 1
+                continue
+            gaps.append(seconds)
+        kept.append(row)
+    return kept, gaps, left_out
+
+
+def _apart(before: Observation, now: Observation) -> float | None:
+    """Seconds between two rows; None: not known; not above 0: what `now` shows was told already."""
+    seconds = now.at_seconds - before.at_seconds
+    if before.ran_seconds is not None and now.ran_seconds is not None:
+        ran_seconds = now.ran_seconds - before.ran_seconds
+        # Below 0 in another run: that process waited for the file, which the one before was still writing.
+        if before.run == now.run or ran_seconds < 0:
+            return ran_seconds
+    elif -SET_BACK_SECONDS <= seconds <= 0:
+        return seconds
+    return seconds if 0 < seconds <= LONGEST_OFF_SECONDS else None
+
+
+def _tell(
+    tell: Callable[[str], None], workload: str, kept: list[Observation], gaps: list[float | None], left_out: int
+) -> None:
+    unknown = [index for index, seconds in enumerate(gaps) if seconds is None]
+    said = []
+    if unknown:
+        requests = sum(_counted(kept[index].arrived_total, kept[index + 1].arrived_total) or 0.0 for index in unknown)
+        said.append(
+            f"{len(unknown)} gaps between observations are of unknown length (the wall clock was set, or nobody looked "
+            f"for over {LONGEST_OFF_SECONDS / 86_400:.0f} days) and count as one look each"
+            + (f"; {requests:.0f} requests that counters tell of them are left out" if requests else "")
+        )
+    if left_out:
+        said.append(f"{left_out} observations of times that others tell of already are left out")
+    if said:
+        tell(f"recording of {workload}: {'; '.join(said)}")
+
+
+def _spans(kept: list[Observation], gaps: list[float | None], concurrency: int) -> list[_Span]:
     # What a row shows had not changed at the look of the row before: the gap is one look.
-    gaps = sorted(b.at_seconds - a.at_seconds for a, b in pairwise(kept) if _seen(a) != _seen(b))
-    look_seconds = gaps[len(gaps) // 2] if gaps else math.inf
+    looks_seconds = sorted(
+        seconds for (a, b), seconds in zip(pairwise(kept), gaps, strict=True) if seconds and _seen(a) != _seen(b)
+    )
+    look_seconds = looks_seconds[len(looks_seconds) // 2] if looks_seconds else math.inf
     spans = []
-    for before, now in pairwise(kept):
-        seconds = now.at_seconds - before.at_seconds
+    unknown_seconds = look_seconds if looks_seconds else LOOK_SECONDS
+    from_seconds = 0.0
+    for (before, now), known_seconds in zip(pairwise(kept), gaps, strict=True):
+        is_known = known_seconds is not None
+        seconds = unknown_seconds if known_seconds is None else known_seconds
         (waited, worked, slots_before), (waits, works, slots) = _split(before, concurrency), _split(now, concurrency)
         changed = _seen(before) != _seen(now)
         looks = 1.0 if changed or seconds > LONGEST_GAP_SECONDS else max(seconds / look_seconds, 1.0)
@@ -98,18 +176,19 @@ def _spans(rows: Iterable[Observation], concurrency: int) -> list[_Span]:
         change = waits - waited + ((works or 0.0) - (worked or 0.0) if told else 0.0)
         spans.append(
             _Span(
-                from_seconds=before.at_seconds - kept[0].at_seconds,
+                from_seconds=from_seconds,
                 seconds=seconds,
                 looks=looks,
                 change=change,
                 slots=0.5 * (slots_before + slots),
                 busy_seconds=0.0 if is_blind else busy * seconds,
-                arrived=_counted(before.arrived_total, now.arrived_total),
-                completed=_counted(before.completed_total, now.completed_total),
+                arrived=_counted(before.arrived_total, now.arrived_total) if is_known else None,
+                completed=_counted(before.completed_total, now.completed_total) if is_known else None,
                 is_blind=is_blind,
                 begins_queue=not told and waited == 0 < waits,
             )
         )
+        from_seconds += seconds
     return spans
 
 
@@ -203,7 +282,7 @@ def _fill(spans: list[_Span], service_seconds: float) -> None:
         blind = [span for span in block if span.is_blind and span.arrived is None and span.completed is None]
         length = sum(span.seconds for span in blind)
         if length > 0:
-            slots = round(sum(span.slots * span.seconds for span in blind) / length)
+            slots = min(round(sum(span.slots * span.seconds for span in blind) / length), MOST_SLOTS)
             rate = _rate(sum(span.begins_queue for span in block) / length, service_seconds, slots)
             for span in blind:
                 span.arrivals = rate * span.seconds

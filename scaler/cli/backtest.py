@@ -101,7 +101,13 @@ def one(
     if recorded is not None and workload is not None:
         from scaler.backtest.recorded import recorded_trace, write_trace  # noqa: PLC0415 - heavy imports only where used
 
-        requests = recorded_trace(recorded, workload, source=source, concurrency=concurrency)
+        requests = recorded_trace(
+            recorded,
+            workload,
+            source=source,
+            concurrency=concurrency,
+            tell=lambda line: typer.echo(f"note: {line}", err=True),
+        )
         # The processes that simulate read it by its name.
         folder = out or Path(context.with_resource(TemporaryDirectory(prefix="pilotlight-")))
         trace = str(folder / "recorded.csv")

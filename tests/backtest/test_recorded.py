@@ -7,6 +7,9 @@ import heapq
 import json
 import math
 import random
+import re
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from scaler.core.model import Decision, Sample
 from scaler.policies.target import POLICY
 from scaler.settings import StateSettings
 from scaler.simulator.arrivals import Poisson, Service, generate
-from scaler.state import StateFile
+from scaler.state import FILE_NAME, StateFile
 
 
 def record(folder: Path, *, counters: bool, requests: bool = True, seconds: int = 600) -> None:
@@ -132,6 +135,126 @@ def test_requests_that_came_while_nobody_looked_long_are_not_made_of_an_unchange
     state.close()
     (only,) = recorded_trace(tmp_path, "a/b")
     assert only.service_seconds == pytest.approx(602.0, rel=0.05)
+
+
+DAY = 86_400.0
+YEAR = 365 * DAY
+UNIX = 1_790_000_000.0
+LOOKS = 400
+Wall = Callable[[int], float]
+
+
+def looked_at(folder: Path, wall: Wall, *, counters: bool = True, restart_at: int = LOOKS, each: float = 1.0) -> None:
+    """A look every five seconds, `each` requests between two, by a wall clock that is `wall` seconds off at a look."""
+    for looks in (range(restart_at), range(restart_at, LOOKS)):
+        clock_from = 0.0 if looks.start == 0 else 900_000.0  # each process's own clock starts elsewhere
+        now = [looks.start]
+        state = StateFile(
+            folder,
+            StateSettings(commit_seconds=0.02),
+            clock=lambda now=now, clock_from=clock_from: clock_from + 5.0 * now[0],  # type: ignore[misc]
+            wall=lambda now=now: UNIX + 5.0 * now[0] + wall(now[0]),  # type: ignore[misc]
+        )
+        state.start()
+        for look in looks:
+            now[0] = look
+            sample = Sample(
+                at_seconds=0.0,
+                metric_value=1.0,
+                active=True,
+                waiting=float(look % 3),
+                in_flight=1.0,
+                arrived_total=look * each if counters else None,
+                completed_total=(look - 1) * each - look % 3 if counters else None,
+            )
+            decision = Decision(at_seconds=0.0, active=True, metric_value=1.0, target_value=1.0, desired_replicas=1)
+            state.keep(("a", "b", "sqs:c", "slo"), POLICY, decision=decision, state=None, sample=sample, view=None)
+        state.close()
+
+
+def as_of_an_older_version(folder: Path) -> None:
+    """Rows that tell the wall's time alone."""
+    with sqlite3.connect(folder / FILE_NAME) as connection:
+        connection.execute("UPDATE observation SET run = NULL, ran = NULL")
+    connection.close()
+
+
+CLOCKS: list[Wall] = [
+    lambda look: DAY if look < 20 else 0.0,
+    lambda look: -UNIX if look < 20 else 0.0,
+    lambda look: YEAR if look == 200 else 0.0,
+    lambda look: -1_800.0 if look > 200 else 0.0,
+    lambda look: 1_800.0 if look > 200 else 0.0,
+]
+CLOCK_NAMES = ["a day fast at first", "1970 at first", "a year fast once", "half an hour back", "half an hour on"]
+
+
+@pytest.mark.parametrize("counters", [True, False], ids=["counters", "no counters"])
+@pytest.mark.parametrize("wall", CLOCKS, ids=CLOCK_NAMES)
+def test_a_wall_clock_that_steps_changes_nothing(tmp_path: Path, wall: Wall, *, counters: bool) -> None:
+    looked_at(tmp_path / "straight", lambda _: 0.0, counters=counters)
+    looked_at(tmp_path / "steps", wall, counters=counters)
+    told: list[str] = []
+    trace = recorded_trace(tmp_path / "steps", "a/b", tell=told.append)
+    assert trace == recorded_trace(tmp_path / "straight", "a/b", tell=told.append)
+    assert not told
+
+
+@pytest.mark.parametrize("wall", CLOCKS[:3], ids=CLOCK_NAMES[:3])
+def test_steps_in_a_recording_of_an_older_version_cost_a_look_each_and_are_told(tmp_path: Path, wall: Wall) -> None:
+    looked_at(tmp_path, wall)
+    as_of_an_older_version(tmp_path)
+    told: list[str] = []
+    trace = recorded_trace(tmp_path, "a/b", tell=told.append)
+    assert len(trace) == pytest.approx(LOOKS - 1, abs=2)
+    assert trace[-1].at_seconds == pytest.approx(5.0 * (LOOKS - 1), abs=11.0)
+    assert trace[0].service_seconds == pytest.approx(5.0, rel=0.02)
+    assert len(told) == 1
+    assert re.match(r"recording of a/b: [12] gaps between observations are of unknown length \(the wall", told[0])
+
+
+@pytest.mark.parametrize(
+    ("off", "unknown"),
+    [(0.0, False), (3_600.0, False), (-DAY, True), (YEAR, True), (-0.5 * UNIX, True)],
+    ids=["at once", "an hour later", "a day fast before", "a year on", "at 1970"],
+)
+def test_a_restart_is_a_gap_by_the_wall_clock_or_of_a_look_where_that_makes_no_sense(
+    tmp_path: Path, *, off: float, unknown: bool
+) -> None:
+    looked_at(tmp_path, lambda look: off if look >= 200 else 0.0, restart_at=200)
+    told: list[str] = []
+    trace = recorded_trace(tmp_path, "a/b", tell=told.append)
+    assert len(trace) == pytest.approx(LOOKS - 1, abs=2)
+    assert trace[-1].at_seconds == pytest.approx(5.0 * (LOOKS - 1) + (0.0 if unknown else off), abs=6.0)
+    assert bool(told) == unknown
+
+
+def test_a_look_that_two_processes_had_counts_once(tmp_path: Path) -> None:
+    looked_at(tmp_path, lambda _: 0.0, restart_at=200)
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:  # the second process waited for a minute
+        connection.execute("UPDATE observation SET at = at - 60, ran = ran - 60 WHERE run = 2")
+    connection.close()
+    told: list[str] = []
+    trace = recorded_trace(tmp_path, "a/b", tell=told.append)
+    assert trace[-1].at_seconds == pytest.approx(5.0 * (LOOKS - 1) - 60.0, abs=6.0)
+    assert len(trace) == pytest.approx(LOOKS - 1, abs=1)  # those of the minute are counted, as the counters say
+    assert len(told) == 1
+    assert re.match(r"recording of a/b: 1\d observations of times that others tell of", told[0])
+
+
+def test_a_recording_of_more_requests_than_can_be_simulated_says_so(tmp_path: Path) -> None:
+    looked_at(tmp_path, lambda _: 0.0, each=1e12)
+    with pytest.raises(TraceInvalid, match=r"of a/b comes to 3.99e\+14 requests; expected at most 10,000,000"):
+        recorded_trace(tmp_path, "a/b")
+
+
+def test_the_command_tells_what_it_left_out(tmp_path: Path) -> None:
+    looked_at(tmp_path, CLOCKS[2])
+    as_of_an_older_version(tmp_path)
+    words = ["backtest", "--recorded", str(tmp_path), "--workload", "a/b", "--policy", "fixed", "--replicas", "2"]
+    result = CliRunner().invoke(build_app(), words)
+    assert result.exit_code == 0, result.output
+    assert "note: recording of a/b: 2 gaps between observations are of unknown length" in result.stderr
 
 
 def test_a_recording_without_requests_says_so(tmp_path: Path) -> None:

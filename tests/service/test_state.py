@@ -9,8 +9,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from scaler import state as state_module
 from scaler._generated import externalscaler_pb2 as pb
 from scaler.core.decide import Proposal, Situation
 from scaler.core.model import Decision, Goals, ReplicaView, Sample
@@ -70,6 +72,11 @@ class Times:
 
     def __init__(self, *, clock: float, wall: float) -> None:
         self.now, self.wall_now = clock, wall
+
+    def go(self, seconds: float) -> None:
+        """Time passes, by both."""
+        self.now += seconds
+        self.wall_now += seconds
 
     def clock(self) -> float:
         return self.now
@@ -339,7 +346,7 @@ def test_what_nothing_changes_on_is_written_once_a_minute(tmp_path: Path) -> Non
     with opened(tmp_path, times=times) as state:
         for _ in range(600):
             keep(state, 1)
-            times.wall_now += 1.0
+            times.go(1.0)
         keep(state, 2)
     assert [row.at_seconds for row in rows(tmp_path)] == [
         *(1_000_000.0 + 60 * minute for minute in range(10)),
@@ -364,7 +371,7 @@ def test_the_file_stays_within_its_size_and_keeps_the_newest(tmp_path: Path) -> 
     settings = StateSettings(commit_seconds=0.02, max_megabytes=2, queue_observations=200_000)
     with opened(tmp_path, settings, times) as state:
         for count in range(80_000):
-            times.wall_now += 1.0
+            times.go(1.0)
             keep(state, count)
         wait(lambda: number(tmp_path, "SELECT max(waiting) FROM observation") == 79_999, seconds=40)
         # Space is given back in portions; with its log it is within the limit while it is written, too.
@@ -382,12 +389,135 @@ def test_what_is_older_than_the_limit_goes(tmp_path: Path) -> None:
     with opened(tmp_path, times=times) as state:
         keep(state, 1)
         keep(state, 1, ("team-b", "gone", "s", "p"))
-    times.wall_now += 31 * 86_400
-    with opened(tmp_path, times=times) as state:
-        assert state.restored(KEY, Counting()) is None
+        wait(lambda: state.commits > 0 and state.waiting == 0)
+        times.go(29 * 86_400)
         keep(state, 2)
-        wait(lambda: _values(tmp_path) == [2.0])
+    times = Times(clock=7.0, wall=times.wall_now)  # restarted: what came before counts on
+    with opened(tmp_path, times=times) as state:
+        times.go(86_401)
+        keep(state, 3)
+        wait(lambda: _values(tmp_path) == [2.0, 3.0])
         wait(lambda: names(tmp_path) == [("llama",)])
+    with opened(tmp_path, times=times) as state:
+        assert state.restored(("team-b", "gone", "s", "p"), Counting()) is None
+        assert state.restored(KEY, Counting()) is not None
+
+
+YEAR = 365 * 86_400.0
+
+
+def prunes(state: StateFile, count: int = 2) -> None:
+    """Wait for so many looks at what is too old."""
+    until_commits = state.commits + count * 10
+    wait(lambda: state.commits > until_commits)
+
+
+@pytest.mark.parametrize("step", [YEAR, -YEAR, -1_000_000.0], ids=["a year ahead", "a year back", "to 1970"])
+def test_a_wall_clock_that_steps_deletes_nothing_and_hides_nothing(tmp_path: Path, step: float) -> None:
+    times = Times(clock=50.0, wall=1_000_000.0)
+    with opened(tmp_path, times=times) as state:
+        for count in range(5):
+            times.go(1.0)
+            keep(state, count)
+        keep(state, 1, ("team-b", "quiet", "s", "p"))
+        wait(lambda: state.commits > 0 and state.waiting == 0)
+        times.wall_now += step
+        times.go(1.0)
+        keep(state, 5)
+        prunes(state)
+        times.wall_now -= step
+        times.go(1.0)
+        keep(state, 6)
+        prunes(state)
+    times = Times(clock=7.0, wall=times.wall_now + step)  # and once more, at a restart
+    with opened(tmp_path, times=times) as state:
+        found = state.restored(KEY, Counting())
+        assert state.restored(("team-b", "quiet", "s", "p"), Counting()) is not None
+        keep(state, 7)
+        prunes(state)
+    assert found is not None
+    assert found.state[0] == 6
+    assert _values(tmp_path) == [float(count) for count in range(8)]
+    assert names(tmp_path) == [("llama",), ("quiet",)]
+
+
+def test_what_a_clock_that_was_fast_stamped_crowds_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = Times(clock=50.0, wall=1_000_000.0 + YEAR)
+    with opened(tmp_path, times=times) as state:
+        for number in range(3):
+            keep(state, 1, ("team-a", f"early-{number}", "s", "p"))
+        wait(lambda: state.commits > 0 and state.waiting == 0)
+        times.wall_now -= YEAR
+        times.go(10.0)
+        keep(state, 2)
+    monkeypatch.setattr(state_module, "_RESTORED_KEPT", 2)
+    with opened(tmp_path, times=times) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert found.state[0] == 2
+
+
+def test_a_row_tells_how_long_the_service_had_run(tmp_path: Path) -> None:
+    times = Times(clock=50.0, wall=1_000_000.0)
+    with opened(tmp_path, times=times) as state:
+        times.go(2.0)
+        keep(state, 1)
+        times.go(3.0)
+        times.wall_now -= YEAR
+        keep(state, 2)
+    times = Times(clock=7.0, wall=1_000_000.0)
+    with opened(tmp_path, times=times) as state:
+        times.go(4.0)
+        keep(state, 3)
+    assert [(row.run, row.ran_seconds) for row in rows(tmp_path)] == [(1, 2.0), (1, 5.0), (2, 9.0)]
+
+
+def test_a_process_that_waited_for_the_file_counts_on_from_when_the_other_ended(tmp_path: Path) -> None:
+    times = Times(clock=50.0, wall=1_000_000.0)
+    with opened(tmp_path, times=times) as first:
+        times.go(2.0)
+        keep(first, 1)
+        wait(lambda: first.commits > 0 and first.waiting == 0)
+        with capture_logs() as logs, opened(tmp_path, times=times) as second:
+            times.go(3.0)
+            keep(second, 2)  # the first sees this, too
+            keep(first, 3)
+            wait(lambda: first.waiting == 0 and any(log["event"] == "state_in_use" for log in logs))
+            times.go(4.0)
+            tried = threading.Event()
+            hold = second._hold
+            second._hold = lambda: (hold(), tried.set())[0]  # type: ignore[method-assign,func-returns-value]  # to see one
+            assert tried.wait(30.0)
+            first.close()
+            wait(lambda: second.commits > 0)
+            times.go(1.0)
+            keep(second, 4)
+    kept = [(row.waiting, row.run, row.ran_seconds) for row in rows(tmp_path)]
+    assert kept == [(1.0, 1, 2.0), (3.0, 1, 5.0), (2.0, 2, 1.0), (4.0, 2, 6.0)]
+
+
+def as_of_an_older_version(folder: Path) -> None:
+    """The file as it was before its rows told of the process's clock."""
+    with sqlite3.connect(folder / FILE_NAME) as connection:
+        for table, column in (("observation", "run"), ("observation", "ran"), ("last", "ran")):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    connection.close()
+
+
+def test_a_file_of_an_older_version_is_read_and_written_on(tmp_path: Path) -> None:
+    times = Times(clock=50.0, wall=1_000_000.0)
+    with opened(tmp_path, times=times) as state:
+        keep(state, 1)
+    as_of_an_older_version(tmp_path)
+    assert [(row.waiting, row.run, row.ran_seconds) for row in rows(tmp_path)] == [(1.0, None, None)]
+    with opened(tmp_path, times=times) as state:
+        assert state.restored(KEY, Counting()) is not None
+        times.go(29 * 86_400)
+        keep(state, 2)
+        prunes(state)
+        assert _values(tmp_path) == [1.0, 2.0]  # their age begins now
+        times.go(2 * 86_400)
+        wait(lambda: _values(tmp_path) == [2.0])
 
 
 def number(folder: Path, query: str) -> int | None:
@@ -437,6 +567,8 @@ def test_a_recording_tells_what_was_read_and_answered(tmp_path: Path) -> None:
             desired_replicas=4,
             active=True,
             dry_run_desired=2,
+            run=1,
+            ran_seconds=0.0,
         )
     ]
 
@@ -464,12 +596,68 @@ def test_what_a_recording_lacks_is_named(tmp_path: Path, workload: str, message:
         rows(tmp_path, workload)
 
 
-def test_a_recording_that_is_none_says_so(tmp_path: Path) -> None:
-    with pytest.raises(RecordingUnreadable, match="does not exist"):
+def _text(file: Path) -> None:
+    file.write_text("no database" * 100)
+
+
+def _empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def _without_tables(file: Path) -> None:
+    file.unlink()
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA user_version=1")
+        connection.execute("PRAGMA application_id=0x50494C4F")
+    connection.close()
+
+
+def _with_a_word(file: Path) -> None:
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE observation SET waiting = 'many'")
+    connection.close()
+
+
+def _with_infinity(file: Path) -> None:
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE observation SET in_flight = 9e999")
+    connection.close()
+
+
+def _pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (Path.unlink, "does not exist; expected the service's state folder"),
+        (_text, "can't be read: file is not a database; expected a state file of Pilotlight"),
+        (_empty, "is empty; expected a state file of Pilotlight"),
+        (_foreign, "is another program's: its application id is 0x0; expected a state file of Pilotlight"),
+        (_newer, "is of version 99; expected 1"),
+        (_without_tables, "can't be read: no such table: workload; expected a state file of Pilotlight"),
+        (_truncated, "can't be read: "),
+        (_pipe, "is no file; expected the service's state folder"),
+        (_with_a_word, 'observation 1: waiting is "many"; expected a number'),
+        (_with_infinity, 'observation 1: in_flight is "inf"; expected a number'),
+    ],
+)
+def test_a_recording_that_is_none_says_so(tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:
+    with opened(tmp_path) as state:
+        for count in range(300):
+            keep(state, count)
+    damage(tmp_path / FILE_NAME)
+    with pytest.raises(RecordingUnreadable) as caught:
         rows(tmp_path)
-    (tmp_path / FILE_NAME).write_text("no database" * 100)
-    with pytest.raises(RecordingUnreadable, match="can't be read"):
-        rows(tmp_path)
+    assert str(caught.value).startswith(f'recording "{tmp_path / FILE_NAME}"')
+    assert said in str(caught.value)
+
+
+def test_a_recording_with_too_long_a_name_says_so() -> None:
+    with pytest.raises(RecordingUnreadable, match="can't be read: File name too long"):
+        rows(Path("a" * 5_000))
 
 
 # --- crashes ---
