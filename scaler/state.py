@@ -752,7 +752,8 @@ def _chosen(connection: sqlite3.Connection, namespace: str, name: str, source: s
     if source is None and len(found) == 1:
         return next(iter(found.values()))
     if source not in found:
+        sources = ", ".join(map(str, found))
         raise RecordingUnreadable(
-            f"source {quoted(source or '')} of {quoted(f'{namespace}/{name}')}: expected one of {', '.join(map(str, found))}"
+            f"source {quoted(source or '')} of {quoted(f'{namespace}/{name}')}: expected one of {sources}"
         )
     return found[source]
