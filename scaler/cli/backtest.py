@@ -26,6 +26,8 @@ backtest = typer.Typer(invoke_without_command=True, no_args_is_help=False, help=
 
 _PATTERN_HELP = 'a trace file (CSV with t_s and service_s), a shipped trace, or a pattern: "bursts:every_seconds=600"'
 
+# Each slot of a replica that is there from the start takes memory.
+_MOST_SLOTS = 1_000_000
 # A run decides every few seconds while a replica starts.
 _LONGEST_COLD_START_SECONDS = 7 * 86_400.0
 
@@ -47,12 +49,12 @@ def one(
     cold_start: Annotated[float, typer.Option(help="mean cold start in seconds")] = 60.0,
     slo: Annotated[str, typer.Option(help='the promise: "WAIT_SECONDS:SHARE"')] = "60:0.95",
     seeds: Annotated[int, typer.Option(min=1, max=100, help="runs per policy")] = 1,
-    concurrency: Annotated[int, typer.Option(min=1, help="requests a replica works on at once")] = 1,
+    concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="requests a replica works on at once")] = 1,
     threshold: Annotated[
         float | None,
         typer.Option(help="metric per replica: requests for target (5), percent in use for utilization (80)"),
     ] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="how many, for policy fixed")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, max=10_000, help="how many, for policy fixed")] = None,
     steps: Annotated[str | None, typer.Option(help='the table of policy steps: "1:2,6:5,21:10"')] = None,
     service: Annotated[float | None, typer.Option(help="mean service seconds, for a pattern; else 10")] = None,
     days: Annotated[float | None, typer.Option(help="length, for a pattern; else 1")] = None,
@@ -86,6 +88,10 @@ def one(
     if cold_start > _LONGEST_COLD_START_SECONDS:
         raise PilotlightError(
             f"--cold-start is {cold_start:g}; it must be at most {_LONGEST_COLD_START_SECONDS:g} seconds"
+        )
+    if (replicas or 1) * concurrency > _MOST_SLOTS:
+        raise PilotlightError(
+            f"--replicas is {replicas} and --concurrency {concurrency}; their product must be at most {_MOST_SLOTS:,}"
         )
     if recorded is None and (workload is not None or source is not None):
         raise PilotlightError("--workload and --source go with --recorded")

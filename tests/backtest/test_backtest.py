@@ -501,6 +501,7 @@ def test_a_file_of_runs_that_can_not_be_read_is_told(trace_file: Path, tmp_path:
         (["--trace", "flash", "--cold-start", "-5"], "--cold-start is -5"),
         (["--trace", "flash", "--cold-start", "nan"], "--cold-start is nan"),
         (["--trace", "flash", "--cold-start", "1e12"], "--cold-start is 1e+12; it must be at most 604800"),
+        (["--trace", "flash", "--replicas", "9999", "--concurrency", "9999"], "--concurrency 9999; their product"),
         (["--trace", "poisson:rate_per_second=1e9"], "expected at most 10,000,000"),
         (["--trace", "poisson", "--service", "0"], "--service is 0"),
         (["--trace", "poisson", "--days", "inf"], "--days is inf"),
@@ -514,3 +515,10 @@ def test_the_verb_says_what_is_wrong(words: list[str], said: str) -> None:
     done = CliRunner().invoke(build_app(), ["backtest", *words])
     assert isinstance(done.exception, PilotlightError)
     assert said in str(done.exception)
+
+
+@pytest.mark.parametrize("option", ["--replicas", "--concurrency"])
+def test_more_replicas_or_slots_than_fit_are_refused(option: str) -> None:
+    done = CliRunner().invoke(build_app(), ["backtest", "--trace", "flash", option, "123456789"])
+    assert done.exit_code == 2
+    assert "10000" in done.stderr  # the range, in a box that is as wide as the terminal
