@@ -36,6 +36,7 @@ COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
 COLD_START_FIRST_VARIATION = 0.25
 COLD_START_LEAST_SECONDS = 1e-3  # nothing starts sooner: what is reported below is a mistake
 SERVICE_FIRST_SECONDS = 5.0
+FAR_MORE_LEAST = 20.0  # requests
 
 
 @value_class(frozen=True, slots=True)
@@ -471,6 +472,11 @@ def unseen(arrivals: float, completions: float, change: float, *, terms: int = 0
         below = 2.0 * order + product / below
         order -= 1.0
     return 0.5 * product / below
+
+
+def far_more(count: float, likely: float) -> bool:
+    """Whether these are many times as many requests as were likely: something else happened than what is usual."""
+    return count > 10.0 * likely + FAR_MORE_LEAST
 
 
 def _windows(known: Estimates, goals: Goals) -> tuple[float, float, float]:

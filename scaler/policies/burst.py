@@ -20,7 +20,17 @@ from dataclasses import asdict, replace
 from typing import Any, Generic
 
 from scaler.core.decide import Policy, Proposal, Situation, StateT
-from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, rested, stepped_seconds, updated
+from scaler.core.doubts import Doubt, doubted, loaded_doubt, never_served, undone
+from scaler.core.estimate import (
+    FAR_MORE_LEAST,
+    NOTHING_KNOWN,
+    Estimates,
+    dumped,
+    loaded,
+    rested,
+    stepped_seconds,
+    updated,
+)
 from scaler.core.model import Goals, Sample, Step
 from scaler.core.values import value_class
 from scaler.core.window import NOTHING, Smoothed
@@ -30,6 +40,16 @@ LONG_SECONDS = 600.0  # a burst that lasts longer is the new normal
 RATIO = 2.0  # Knative's panic threshold, 200 %
 BACK_RATIO = 1.1  # the short window is back at the long one: even traffic would come no closer for hours
 LET_GO_SECONDS = 120.0  # after a burst its answer fades with this time constant, whatever still arrives
+
+
+@value_class(frozen=True, slots=True)
+class Rise:
+    """What is learned of a burst from arrivals."""
+
+    short: Smoothed = NOTHING
+    long: Smoothed = NOTHING
+    held_value: float = 0.0
+    is_on: bool = False
 
 
 @value_class(frozen=True, slots=True, kw_only=True)
@@ -43,6 +63,7 @@ class BurstState(Generic[StateT]):
     held_value: float = 0.0
     is_on: bool = False
     interval_seconds: float = 5.0  # between the last two looks
+    doubt: Doubt[Rise] | None = None  # what was known before far more arrived than was expected, until some is served
 
 
 class Burst(Generic[StateT]):
@@ -71,6 +92,7 @@ class Burst(Generic[StateT]):
             "held_value": state.held_value,
             "is_on": state.is_on,
             "interval_seconds": state.interval_seconds,
+            "doubt": None if state.doubt is None else state.doubt.dumped(asdict(state.doubt.rest)),
         }
 
     def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> BurstState[StateT]:
@@ -79,6 +101,7 @@ class Burst(Generic[StateT]):
         inner = self._inner.start()
         if load is not None and values["inner"] is not None:
             inner = load(values["inner"], shift_seconds=shift_seconds)
+        doubt = loaded_doubt(values.get("doubt"), _rise)
         return BurstState(
             inner=inner,
             known=loaded(values["known"]).shifted(shift_seconds, turns_hours=True),
@@ -87,6 +110,7 @@ class Burst(Generic[StateT]):
             held_value=float(values["held_value"]),
             is_on=bool(values["is_on"]),
             interval_seconds=float(values.get("interval_seconds", 5.0)),
+            doubt=_shifted(doubt, shift_seconds, turns_hours=True),
         )
 
     def propose(self, situation: Situation, state: BurstState[StateT]) -> Proposal[BurstState[StateT]]:
@@ -96,7 +120,7 @@ class Burst(Generic[StateT]):
         value = proposal.metric_value
         state = _stepped(situation, state)
         elapsed_seconds = 0.0 if state.short.at_seconds is None else now_seconds - state.short.at_seconds
-        known, short, long = _watched(situation, state, value)
+        state, known, short, long = _watched(situation, state, value)
         begins, lasts = 0 < short.value >= RATIO * long.value, short.value > BACK_RATIO * long.value
         is_on = begins or (state.is_on and lasts)
         arrivals = _tells_arrivals(situation.sample)
@@ -120,6 +144,7 @@ class Burst(Generic[StateT]):
             held_value=held_value,
             is_on=is_on,
             interval_seconds=elapsed_seconds if elapsed_seconds > 0 else state.interval_seconds,
+            doubt=state.doubt,
         )
         if floor <= value:
             # What a window is fed next counts for all the time since: only of an idle queue is it known what that was.
@@ -160,34 +185,69 @@ def _stepped(situation: Situation, state: BurstState[Any]) -> BurstState[Any]:
     known = known.shifted(stepped, turns_hours=stepped < 0.0)
     if stepped > 0.0:  # in how much time, nobody knows: counts tell nothing this once
         known = replace(known, at_seconds=None)
-    return replace(state, known=known, short=state.short.shifted(stepped), long=state.long.shifted(stepped))
+    return replace(
+        state,
+        known=known,
+        short=state.short.shifted(stepped),
+        long=state.long.shifted(stepped),
+        doubt=_shifted(state.doubt, stepped, turns_hours=stepped < 0.0),
+    )
 
 
-def _watched(situation: Situation, state: BurstState[Any], value: float) -> tuple[Estimates, Smoothed, Smoothed]:
-    """(what is known of arrivals, short window, long window), with this sample."""
-    now_seconds, sample, known = situation.now_seconds, situation.sample, state.known
+def _rise(values: Mapping[str, Any]) -> Rise:
+    """From the values of a file."""
+    return Rise(
+        Smoothed(**values["short"]), Smoothed(**values["long"]), float(values["held_value"]), bool(values["is_on"])
+    )
+
+
+def _shifted(doubt: Doubt[Rise] | None, seconds: float, *, turns_hours: bool) -> Doubt[Rise] | None:
+    if doubt is None:
+        return None
+    rest = doubt.rest
+    rest = Rise(rest.short.shifted(seconds), rest.long.shifted(seconds), rest.held_value, rest.is_on)
+    return doubt.shifted(rest, seconds, turns_hours=turns_hours)
+
+
+def _watched(
+    situation: Situation, state: BurstState[StateT], value: float
+) -> tuple[BurstState[StateT], Estimates, Smoothed, Smoothed]:
+    """(the state before this sample, what is known of arrivals, short window, long window), with this sample.
+
+    What was never served is no more in that state, and what is in doubt from now on is.
+    """
+    now_seconds, sample, known, goals = situation.now_seconds, situation.sample, state.known, situation.goals
     short, long = state.short, state.long
     if not _tells_arrivals(sample):
-        return known, short.fed(value, now_seconds, SHORT_SECONDS), long.fed(value, now_seconds, LONG_SECONDS)
-    before = rested(known, situation.goals, now_seconds)
+        short = short.fed(value, now_seconds, SHORT_SECONDS)
+        return state, known, short, long.fed(value, now_seconds, LONG_SECONDS)
+    before = rested(known, goals, now_seconds)
     view, last = situation.view, situation.last
     ready = view.ready if view is not None else 0 if last is None else last.desired_replicas
-    known = updated(
-        before,
-        sample,
-        situation.goals,
-        ready=ready,
-        cold_starts_seconds=(),
-        waking=False,
-        now_seconds=now_seconds,
-    )
+    known = updated(before, sample, goals, ready=ready, cold_starts_seconds=(), waking=False, now_seconds=now_seconds)
+    doubt = state.doubt
+    if doubt is not None and never_served(doubt, before, known, goals, ready=ready):
+        then = doubt.rest
+        undoubted = replace(
+            state,
+            known=undone(doubt, before, waiting=known.waiting),
+            short=Smoothed(then.short.value, then.short.weight, short.at_seconds),
+            long=Smoothed(then.long.value, then.long.weight, long.at_seconds),
+            held_value=then.held_value,
+            is_on=then.is_on,
+            doubt=None,
+        )
+        return _watched(situation, undoubted, value)
+    if doubt is not None or before.at_seconds is None or known.arrived - before.arrived > FAR_MORE_LEAST:
+        doubt = doubted(doubt, before, known, Rise(short, long, state.held_value, state.is_on))
+        state = replace(state, doubt=doubt)
     if before.at_seconds is None or now_seconds <= before.at_seconds:
-        return known, short, long
+        return state, known, short, long
     if before.at_seconds != state.known.at_seconds:
         short = short.fed(0.0, before.at_seconds, SHORT_SECONDS)
         long = long.fed(0.0, before.at_seconds, LONG_SECONDS)
     rate = max(known.arrived - before.arrived, 0.0) / (now_seconds - before.at_seconds)
-    return known, short.fed(rate, now_seconds, SHORT_SECONDS), long.fed(rate, now_seconds, LONG_SECONDS)
+    return state, known, short.fed(rate, now_seconds, SHORT_SECONDS), long.fed(rate, now_seconds, LONG_SECONDS)
 
 
 def _with_state(

@@ -31,7 +31,8 @@ from statistics import NormalDist
 from typing import Any
 
 from scaler.core.decide import Proposal, Situation
-from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, rested, updated
+from scaler.core.doubts import Doubt, doubted, loaded_doubt, never_served, undone
+from scaler.core.estimate import FAR_MORE_LEAST, NOTHING_KNOWN, Estimates, dumped, loaded, rested, updated
 from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use, reloaded, timeouts_of
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import remaining_seconds
@@ -66,6 +67,7 @@ class SloState:
     asked_at_seconds: tuple[float, ...] = ()
     unsure_until_seconds: float | None = None  # what is asked for before may be there still: no cold start is learned
     woken: bool = False  # from zero, none was there, and nothing is picked up yet
+    doubt: Doubt[Holds] | None = None  # what was known before far more arrived than was expected, until some is served
 
 
 class Slo:
@@ -94,6 +96,7 @@ class Slo:
             "asked_at_seconds": state.asked_at_seconds,
             "unsure_until_seconds": state.unsure_until_seconds,
             "woken": state.woken,
+            "doubt": None if state.doubt is None else state.doubt.dumped(asdict(state.doubt.rest)),
         }
 
     def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> SloState:
@@ -104,6 +107,7 @@ class Slo:
             tuple(values["asked_at_seconds"]),
             values.get("unsure_until_seconds"),
             bool(values.get("woken")),
+            loaded_doubt(values.get("doubt"), reloaded),
         )
         return _shifted(state, shift_seconds, turns_hours=True)
 
@@ -153,6 +157,12 @@ class Slo:
             least_debt=price.least_debt,
             now_seconds=now_seconds,
         )
+        doubt = state.doubt
+        if doubt is not None and never_served(doubt, before, known, goals, ready=view.ready):
+            before = undone(doubt, before, waiting=known.waiting)
+            return self.propose(situation, replace(state, estimates=before, holds=doubt.rest, doubt=None))
+        if doubt is not None or before.at_seconds is None or known.arrived - before.arrived > FAR_MORE_LEAST:
+            doubt = doubted(doubt, before, known, state.holds)
         before_seconds = now_seconds if before.at_seconds is None else before.at_seconds
         need, why, numbers = _need(
             known,
@@ -223,6 +233,7 @@ class Slo:
                 _asked(asked_at_seconds, asked, desired, start, now_seconds) if blind else (),
                 unsure_until_seconds,
                 woken,
+                doubt,
             ),
             active=desired > 0,
             metric_value=float(desired),
@@ -234,13 +245,14 @@ class Slo:
 
 def _shifted(state: SloState, seconds: float, *, turns_hours: bool) -> SloState:
     """With every moment moved, where the clock was put."""
-    unsure_until_seconds = state.unsure_until_seconds
+    unsure_until_seconds, doubt = state.unsure_until_seconds, state.doubt
     return SloState(
         state.estimates.shifted(seconds, turns_hours=turns_hours),
         state.holds.shifted(seconds),
         tuple([at_seconds + seconds for at_seconds in state.asked_at_seconds]),
         None if unsure_until_seconds is None else unsure_until_seconds + seconds,
         state.woken,
+        doubt if doubt is None else doubt.shifted(doubt.rest.shifted(seconds), seconds, turns_hours=turns_hours),
     )
 
 
