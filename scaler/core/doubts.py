@@ -20,6 +20,8 @@ from scaler.core.window import Smoothed
 
 RestT = TypeVar("RestT")
 _SERVED_SHARE = 0.1  # of what came with a jump: once that was begun, it was there
+_LEARNED = 10.0  # completions; of fewer a service time is a guess ...
+_UNLEARNED_SECONDS = 0.5  # ... and may well be as short
 
 
 @value_class(frozen=True, slots=True)
@@ -72,28 +74,39 @@ def doubted(doubt: Doubt[RestT] | None, before: Estimates, known: Estimates, res
     return None if doubt is None or _begun_share(doubt, known) > _SERVED_SHARE else doubt
 
 
-def never_served(doubt: Doubt[RestT], before: Estimates, known: Estimates, goals: Goals, *, ready: int) -> bool:
+def never_served(
+    doubt: Doubt[RestT], before: Estimates, known: Estimates, goals: Goals, *, ready: int, in_flight: float | None
+) -> bool:
     """Whether the sample that made `known` of `before` shows that what is in doubt went without being served.
 
-    Far more is gone than the `ready` replicas could have begun since the sample before.
+    Far more is gone than what serves could have begun since the sample before: `ready` replicas, or as many slots as
+    are seen to be busy (`in_flight`).
     """
     before_seconds, now_seconds = before.at_seconds, known.at_seconds
     if before_seconds is None or now_seconds is None or now_seconds < before_seconds:
         return False
-    gone = known.started - max(before.started, doubt.known.started)
-    slots = max(ready * goals.concurrency, before.in_flight, known.in_flight)
-    likely = slots * (now_seconds - before_seconds) / before.service_seconds(goals)
+    # As seen: what is only thought to have come and gone unseen is thought so of a rate that is in doubt.
+    waited = min(before.waiting, before.arrived - max(before.started, doubt.known.started))
+    slots = float(ready * goals.concurrency)
+    if in_flight is not None:
+        slots = max(slots, in_flight, before.in_flight)
+    service_seconds = before.service_seconds(goals)
+    if before.completions < _LEARNED:
+        service_seconds = min(service_seconds, _UNLEARNED_SECONDS)
+    likely = slots * (now_seconds - before_seconds) / service_seconds
     if before.completed_total is not None and known.completed_total is not None:
         likely = max(likely, known.completed_total - before.completed_total)
-    return far_more(gone - slots, likely)
+    return far_more(waited - known.waiting - slots, likely)
 
 
-def undone(doubt: Doubt[RestT], before: Estimates, *, waiting: float) -> Estimates:
+def undone(doubt: Doubt[RestT], before: Estimates, *, waiting: float, in_flight: float | None) -> Estimates:
     """`before` as if what is in doubt had never come, where `waiting` are left by now.
 
-    What was learned from arrivals is what it was before the jump. Service times, cold starts, waits and counters stay.
+    What was learned from arrivals is what it was before the jump; so are service times where they were learned from
+    what waits, since nobody tells what is `in_flight`. Cold starts, waits and counters stay.
     """
     then, at_seconds = doubt.known, before.at_seconds
+    served = then if in_flight is None else before
     never = max(min(before.waiting - waiting, before.arrived - then.arrived), 0.0)
     waited = before.waiting - never
     arrived = max(before.arrived - never, then.arrived)
@@ -110,6 +123,8 @@ def undone(doubt: Doubt[RestT], before: Estimates, *, waiting: float) -> Estimat
         short=Smoothed(then.short.value, then.short.weight, at_seconds),
         long=Smoothed(then.long.value, then.long.weight, at_seconds),
         surprises=replace(then.surprises, at_seconds=at_seconds or 0.0, arrived=0.0, forecast=then.short.value),
+        busy_slot_seconds=served.busy_slot_seconds,
+        completions=served.completions,
         waits=replace(before.waits, batches=kept),
         recent=tuple([(count + moved, at) for count, at in then.recent]),
         hours=then.hours if then.hours.hour == before.hours.hour else then.hours.unbegun(),

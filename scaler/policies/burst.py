@@ -31,7 +31,7 @@ from scaler.core.estimate import (
     stepped_seconds,
     updated,
 )
-from scaler.core.model import Goals, Sample, Step
+from scaler.core.model import Goals, ReplicaView, Sample, Step
 from scaler.core.values import value_class
 from scaler.core.window import NOTHING, Smoothed
 
@@ -50,6 +50,7 @@ class Rise:
     long: Smoothed = NOTHING
     held_value: float = 0.0
     is_on: bool = False
+    ready: int = 0  # replicas at that time, as far as anyone knows
 
 
 @value_class(frozen=True, slots=True, kw_only=True)
@@ -197,7 +198,11 @@ def _stepped(situation: Situation, state: BurstState[Any]) -> BurstState[Any]:
 def _rise(values: Mapping[str, Any]) -> Rise:
     """From the values of a file."""
     return Rise(
-        Smoothed(**values["short"]), Smoothed(**values["long"]), float(values["held_value"]), bool(values["is_on"])
+        Smoothed(**values["short"]),
+        Smoothed(**values["long"]),
+        float(values["held_value"]),
+        bool(values["is_on"]),
+        int(values["ready"]),
     )
 
 
@@ -205,7 +210,7 @@ def _shifted(doubt: Doubt[Rise] | None, seconds: float, *, turns_hours: bool) ->
     if doubt is None:
         return None
     rest = doubt.rest
-    rest = Rise(rest.short.shifted(seconds), rest.long.shifted(seconds), rest.held_value, rest.is_on)
+    rest = Rise(rest.short.shifted(seconds), rest.long.shifted(seconds), rest.held_value, rest.is_on, rest.ready)
     return doubt.shifted(rest, seconds, turns_hours=turns_hours)
 
 
@@ -226,11 +231,13 @@ def _watched(
     ready = view.ready if view is not None else 0 if last is None else last.desired_replicas
     known = updated(before, sample, goals, ready=ready, cold_starts_seconds=(), waking=False, now_seconds=now_seconds)
     doubt = state.doubt
-    if doubt is not None and never_served(doubt, before, known, goals, ready=ready):
+    if doubt is not None and never_served(
+        doubt, before, known, goals, ready=_served_by(doubt, before, goals, ready, view), in_flight=sample.in_flight
+    ):
         then = doubt.rest
         undoubted = replace(
             state,
-            known=undone(doubt, before, waiting=known.waiting),
+            known=undone(doubt, before, waiting=known.waiting, in_flight=sample.in_flight),
             short=Smoothed(then.short.value, then.short.weight, short.at_seconds),
             long=Smoothed(then.long.value, then.long.weight, long.at_seconds),
             held_value=then.held_value,
@@ -239,7 +246,7 @@ def _watched(
         )
         return _watched(situation, undoubted, value)
     if doubt is not None or before.at_seconds is None or known.arrived - before.arrived > FAR_MORE_LEAST:
-        doubt = doubted(doubt, before, known, Rise(short, long, state.held_value, state.is_on))
+        doubt = doubted(doubt, before, known, Rise(short, long, state.held_value, state.is_on, ready))
         state = replace(state, doubt=doubt)
     if before.at_seconds is None or now_seconds <= before.at_seconds:
         return state, known, short, long
@@ -248,6 +255,13 @@ def _watched(
         long = long.fed(0.0, before.at_seconds, LONG_SECONDS)
     rate = max(known.arrived - before.arrived, 0.0) / (now_seconds - before.at_seconds)
     return state, known, short.fed(rate, now_seconds, SHORT_SECONDS), long.fed(rate, now_seconds, LONG_SECONDS)
+
+
+def _served_by(doubt: Doubt[Rise], before: Estimates, goals: Goals, ready: int, view: ReplicaView | None) -> int:
+    """Replicas that may serve: what was asked for since the jump, and nobody sees, does not for one cold start."""
+    if view is None and (before.at_seconds or 0.0) - (doubt.known.at_seconds or 0.0) < before.lead_seconds(goals):
+        return min(ready, doubt.rest.ready)
+    return ready
 
 
 def _with_state(

@@ -158,8 +158,10 @@ class Slo:
             now_seconds=now_seconds,
         )
         doubt = state.doubt
-        if doubt is not None and never_served(doubt, before, known, goals, ready=view.ready):
-            before = undone(doubt, before, waiting=known.waiting)
+        if doubt is not None and never_served(
+            doubt, before, known, goals, ready=view.ready, in_flight=sample.in_flight
+        ):
+            before = undone(doubt, before, waiting=known.waiting, in_flight=sample.in_flight)
             return self.propose(situation, replace(state, estimates=before, holds=doubt.rest, doubt=None))
         if doubt is not None or before.at_seconds is None or known.arrived - before.arrived > FAR_MORE_LEAST:
             doubt = doubted(doubt, before, known, state.holds)
