@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 DATACLASSES = ("dataclass", "value_class")
 PATTERNS = ("core/*.py", "simulator/*.py", "policies/slo.py")
 AS_THEY_ARE = frozenset({"__init__.py", "answers.py", "arrivals.py", "values.py", "warm_pool.py"})
-GENERIC = frozenset({"Memory", "Proposal"})  # dataclasses with a type parameter, whose name is:
+GENERIC = frozenset({"Doubt", "Memory", "Proposal"})  # dataclasses with a type parameter, whose name is:
 PARAMETER = "StateT"
 SUBSCRIPTED = """
 @classmethod

@@ -18,21 +18,21 @@ from scaler.core.model import Goals
 from scaler.core.values import value_class
 from scaler.core.window import Smoothed
 
-RestT = TypeVar("RestT")
+StateT = TypeVar("StateT")
 _SERVED_SHARE = 0.1  # of what came with a jump: once that was begun, it was there
 _LEARNED = 10.0  # completions; of fewer a service time is a guess ...
 _UNLEARNED_SECONDS = 0.5  # ... and may well be as short
 
 
 @value_class(frozen=True, slots=True)
-class Doubt(Generic[RestT]):
+class Doubt(Generic[StateT]):
     """A jump of which next to nothing was begun yet: what was known before it, and how far it reached."""
 
     known: Estimates  # before it, with the counts from which it began
-    rest: RestT  # what else the policy had learned from arrivals
+    rest: StateT  # what else the policy had learned from arrivals
     arrived: float  # requests, as counted with it
 
-    def shifted(self, rest: RestT, seconds: float, *, turns_hours: bool) -> Doubt[RestT]:
+    def shifted(self, rest: StateT, seconds: float, *, turns_hours: bool) -> Doubt[StateT]:
         """With every moment moved, where the clock was put; `rest`: with its own moved."""
         return Doubt(self.known.shifted(seconds, turns_hours=turns_hours), rest, self.arrived)
 
@@ -41,14 +41,14 @@ class Doubt(Generic[RestT]):
         return {"known": dumped(self.known), "rest": rest, "arrived": self.arrived}
 
 
-def loaded_doubt(values: Mapping[str, Any] | None, rest: Callable[[Mapping[str, Any]], RestT]) -> Doubt[RestT] | None:
+def loaded_doubt(values: Mapping[str, Any] | None, rest: Callable[[Mapping[str, Any]], StateT]) -> Doubt[StateT] | None:
     """From `Doubt.dumped`; `rest` makes the rest of its values. None: there is none, or it is of an older version."""
     if values is None:
         return None
     return Doubt(loaded(values["known"]), rest(values["rest"]), float(values["arrived"]))
 
 
-def doubted(doubt: Doubt[RestT] | None, before: Estimates, known: Estimates, rest: RestT) -> Doubt[RestT] | None:
+def doubted(doubt: Doubt[StateT] | None, before: Estimates, known: Estimates, rest: StateT) -> Doubt[StateT] | None:
     """The doubt after a sample, `known`, where there was `doubt` before it: none, a new one, or one that reaches on."""
     came = known.arrived - before.arrived
     likely = 0.0
@@ -75,7 +75,7 @@ def doubted(doubt: Doubt[RestT] | None, before: Estimates, known: Estimates, res
 
 
 def never_served(
-    doubt: Doubt[RestT], before: Estimates, known: Estimates, goals: Goals, *, ready: int, in_flight: float | None
+    doubt: Doubt[StateT], before: Estimates, known: Estimates, goals: Goals, *, ready: int, in_flight: float | None
 ) -> bool:
     """Whether the sample that made `known` of `before` shows that what is in doubt went without being served.
 
@@ -99,7 +99,7 @@ def never_served(
     return far_more(waited - known.waiting - slots, likely)
 
 
-def undone(doubt: Doubt[RestT], before: Estimates, *, waiting: float, in_flight: float | None) -> Estimates:
+def undone(doubt: Doubt[StateT], before: Estimates, *, waiting: float, in_flight: float | None) -> Estimates:
     """`before` as if what is in doubt had never come, where `waiting` are left by now.
 
     What was learned from arrivals is what it was before the jump; so are service times where they were learned from
@@ -131,6 +131,6 @@ def undone(doubt: Doubt[RestT], before: Estimates, *, waiting: float, in_flight:
     )
 
 
-def _begun_share(doubt: Doubt[RestT], known: Estimates) -> float:
+def _begun_share(doubt: Doubt[StateT], known: Estimates) -> float:
     came = doubt.arrived - doubt.known.arrived
     return math.inf if came <= 0.0 else (known.started - doubt.known.arrived) / came

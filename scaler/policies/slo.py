@@ -254,7 +254,7 @@ def _shifted(state: SloState, seconds: float, *, turns_hours: bool) -> SloState:
         tuple([at_seconds + seconds for at_seconds in state.asked_at_seconds]),
         None if unsure_until_seconds is None else unsure_until_seconds + seconds,
         state.woken,
-        doubt if doubt is None else doubt.shifted(doubt.rest.shifted(seconds), seconds, turns_hours=turns_hours),
+        None if doubt is None else doubt.shifted(doubt.rest.shifted(seconds), seconds, turns_hours=turns_hours),
     )
 
 
