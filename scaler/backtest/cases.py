@@ -39,6 +39,7 @@ class Case:
     `job_strategy`: the workload is a ScaledJob with this strategy, whose jobs end after `requests_per_job` (None: when
     nothing waits); `scaler` is "jobs" (Pilotlight's `answer: jobs`) or "keda" with `target_value`.
     `score_from_seconds`: where scoring begins; None: after the warm-up. `keep_timeline`: keep what plots need.
+    `sees_counters`, `sees_in_flight`: what a policy's source tells, as in Pilot.
     `varied`: a constant of policy slo, as "module:NAME", and the factor it is multiplied by. `most_gpu_seconds`: a run
     that has cost more is stopped.
     """
@@ -54,6 +55,8 @@ class Case:
     replicas: int = 0
     keda: KedaConfig | None = None
     sees_replicas: bool = True
+    sees_counters: bool = True
+    sees_in_flight: bool = True
     fast_scale: bool = False
     steps: tuple[Any, ...] = ()
     target_value: float = 5.0
@@ -277,6 +280,8 @@ def scaler_of(case: Case) -> Scaler:
         goals=goals,
         chance=chance,
         sees_replicas=case.sees_replicas,
+        sees_counters=case.sees_counters,
+        sees_in_flight=case.sees_in_flight,
         sees_use_only=by_use(name),
         fast_scale=case.fast_scale,
     )

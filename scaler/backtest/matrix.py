@@ -42,6 +42,13 @@ LONG_LOOKS = 50_000  # a run of so many decisions takes several seconds
 OTHERS = ("keda", "keda-fast", "knative", "ray", "sagemaker")
 FIXED = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 70, 80, 90, 100)
 PARTS = ("baselines", "ours", "sensitivity")
+# Ours otherwise than with a view of replicas, a source that counts, and no fastScale: name, fields of Case.
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "unseen": {"sees_replicas": False},
+    "fast": {"fast_scale": True},
+    "uncounted": {"sees_counters": False},  # what SQS tells
+    "queue_only": {"sees_counters": False, "sees_in_flight": False},  # what RabbitMQ tells over AMQP
+}
 
 Progress = Callable[[str, int, int], None]
 Promise = tuple[float, float]  # wait in seconds, attainment
@@ -52,6 +59,7 @@ Pair = tuple[str, float]  # trace, cold start in seconds
 class Plan:
     """What of the matrix is run. `unseen_seeds`, `fast_seeds`: seeds without a view of replicas, and with fastScale.
 
+    `uncounted_seeds`: seeds with a source that has no counters, each with requests in flight told and not told.
     `varied_traces`: those whose cells show how much every constant matters, with one seed, one cold start.
     """
 
@@ -62,6 +70,7 @@ class Plan:
     seeds: int = 5
     unseen_seeds: int = 5
     fast_seeds: int = 1
+    uncounted_seeds: int = 1
     others: bool = True
     parts: tuple[str, ...] = PARTS
     varied_traces: tuple[str, ...] = ()
@@ -77,9 +86,15 @@ class Plan:
             seeds=1,
             unseen_seeds=1,
             fast_seeds=0,
+            uncounted_seeds=1,
             others=False,
             parts=("baselines", "ours"),
         )
+
+    def seeds_of(self, name: str) -> int:
+        """How many seeds one of `OTHERWISE` has."""
+        counts = {"unseen": self.unseen_seeds, "fast": self.fast_seeds}
+        return counts.get(name, self.uncounted_seeds)
 
     def pairs(self) -> list[Pair]:
         """Every trace with every cold start."""
@@ -101,6 +116,8 @@ class Cell:
     ours: list[Result]
     unseen: list[Result]
     fast: list[Result]
+    uncounted: list[Result]
+    queue_only: list[Result]
     tuned: KedaConfig | None
     tuned_results: list[Result]
     grid_points: int
@@ -198,7 +215,7 @@ class Matrix:
         if "sensitivity" in parts:
             self.runs.ensure("sensitivity", self._varied_cases())
         for traces in (short, long) if ours else ():
-            for seed in range(2, max(self.plan.seeds, self.plan.unseen_seeds, self.plan.fast_seeds) + 1):
+            for seed in range(2, max(self.plan.seeds, *map(self.plan.seeds_of, OTHERWISE)) + 1):
                 self._run_ours(seed, traces)
 
     def cells(self) -> list[Cell]:
@@ -258,12 +275,9 @@ class Matrix:
 
     def _run_ours(self, seed: int, traces: Sequence[str]) -> None:
         plan = self.plan
-        kinds: tuple[tuple[str, int, dict[str, Any]], ...] = (
-            ("seen", plan.seeds, {}),
-            ("unseen", plan.unseen_seeds, {"sees_replicas": False}),
-            ("fastScale", plan.fast_seeds, {"fast_scale": True}),
-        )
-        for name, count, extra in kinds:
+        kinds: dict[str, dict[str, Any]] = {"seen": {}} | OTHERWISE
+        for name, extra in kinds.items():
+            count = plan.seeds_of(name) if extra else plan.seeds
             if seed <= count and traces:
                 cases = [
                     _ours(pair, promise, seed, **extra)
@@ -370,8 +384,7 @@ class Matrix:
                     wait_seconds=wait_seconds,
                     attainment=attainment,
                     ours=ours(plan.seeds),
-                    unseen=ours(plan.unseen_seeds, sees_replicas=False),
-                    fast=ours(plan.fast_seeds, fast_scale=True),
+                    **{name: ours(plan.seeds_of(name), **extra) for name, extra in OTHERWISE.items()},
                     tuned=tuned,
                     tuned_results=tuned_results,
                     grid_points=len(grid),

@@ -44,6 +44,12 @@ CHOSEN = (
     "where to look, a former version of this page told. What is older (how unevenness and what waits are looked at, "
     "`LEAST_GAIN`) was tried on three of them, sparse, code and conversation, so their cells are not wholly blind."
 )
+UNCOUNTED = (
+    "Ours is judged with a source that counts exactly what arrives and is done. Two lines are of sources that don't: "
+    "`uncounted` is told what waits and what is being worked on, as SQS tells, `queue only` what waits and nothing "
+    "else, as RabbitMQ tells over AMQP; both have a view of replicas and look as often as the others, and the counts "
+    "are exact and fresh here, so what SQS's approximate ones, and confirming them before waking, cost is not in it."
+)
 COLUMNS = (
     "L",
     "W",
@@ -61,6 +67,8 @@ COLUMNS = (
     "to bound",
     "unseen: in time, cost",
     "fastScale: in time, cost",
+    "uncounted: in time, cost",
+    "queue only: in time, cost",
     "configuration of tuned KEDA",
 )
 
@@ -127,7 +135,8 @@ def what_is_missing(rows: Sequence[Row], plan: Plan) -> list[str]:
     said = [
         (
             f"{len(rows)} of {cells} cells. Seeds a cell: ours {_span(rows, 'seeds')}, without a view of replicas "
-            f"{_span(rows, 'unseen_seeds')}, with fastScale {_span(rows, 'fast_seeds')}, tuned KEDA "
+            f"{_span(rows, 'unseen_seeds')}, with fastScale {_span(rows, 'fast_seeds')}, without counters "
+            f"{_span(rows, 'uncounted_seeds')}, with what waits alone {_span(rows, 'queue_only_seeds')}, tuned KEDA "
             f"{_span([row for row in rows if row['tuned_cost'] is not None], 'tuned_seeds')}."
         )
     ]
@@ -142,6 +151,8 @@ def what_is_missing(rows: Sequence[Row], plan: Plan) -> list[str]:
         ("ours", "seeds", plan.seeds),
         ("ours without a view", "unseen_seeds", plan.unseen_seeds),
         ("fastScale", "fast_seeds", plan.fast_seeds),
+        ("ours without counters", "uncounted_seeds", plan.uncounted_seeds),
+        ("ours with what waits alone", "queue_only_seeds", plan.uncounted_seeds),
     ):
         less = [row for row in rows if row[column] < wanted]
         if less:
@@ -157,15 +168,20 @@ def everybody(rows: Sequence[Row]) -> list[str]:
     lines = [
         "## Everybody",
         "",
-        "| who | promise kept | cost, geometric mean | against tuned KEDA, cells where both were run |",
-        "|---|---|---|---|",
+        *_wrapped(UNCOUNTED),
+        "",
+        (
+            "| who | promise kept, cells that some fixed number keeps | worst of these, points short "
+            "| cost, geometric mean | against tuned KEDA, cells where both were run |"
+        ),
+        "|---|---|---|---|---|",
     ]
 
-    def line(name: str, kept: Sequence[bool], costs: Sequence[tuple[float, float | None]]) -> None:
+    def line(name: str, kept: Sequence[bool], short: str, costs: Sequence[tuple[float, float | None]]) -> None:
         if costs:
             against = [cost / tuned for cost, tuned in costs if tuned]
             lines.append(
-                f"| {name} | {sum(kept)} of {len(kept)} | {geometric_mean([cost for cost, _ in costs]):.2f} "
+                f"| {name} | {sum(kept)} of {len(kept)} | {short} | {geometric_mean([cost for cost, _ in costs]):.2f} "
                 f"| {geometric_mean(against):.2f} |"
             )
 
@@ -173,24 +189,34 @@ def everybody(rows: Sequence[Row]) -> list[str]:
         ("**Pilotlight `slo`**", ""),
         ("... without a view of replicas", "unseen_"),
         ("... with fastScale", "fast_"),
+        ("... uncounted (as SQS)", "uncounted_"),
+        ("... queue only (as AMQP)", "queue_only_"),
         *((NAMES[name], f"{name}_") for name in OTHERS),
     ):
         some = [row for row in rows if row.get(f"{prefix}cost") is not None]
-        line(name, [row[f"{prefix}kept"] for row in some], [(row[f"{prefix}cost"], row["tuned_cost"]) for row in some])
+        keepable = [row for row in some if row["fixed_cost"] is not None]
+        line(
+            name,
+            [row[f"{prefix}kept"] for row in keepable],
+            f"{100 * max(_short(row, prefix) for row in keepable):.1f}" if keepable else "-",
+            [(row[f"{prefix}cost"], row["tuned_cost"]) for row in some],
+        )
     some = [row for row in rows if row["tuned_cost"] is not None]
     line(
         "KEDA tuned in hindsight",
-        [row["tuned_cost"] is not None for row in rows],
+        [row["tuned_cost"] is not None for row in rows if row["fixed_cost"] is not None],
+        "",
         [(row["tuned_cost"],) * 2 for row in some],
     )
     some = [row for row in rows if row["fixed_cost"] is not None]
     line(
         "the smallest fixed number that keeps it (hindsight)",
-        [row["fixed_cost"] is not None for row in rows],
+        [True for _ in some],
+        "",
         [(row["fixed_cost"], row["tuned_cost"]) for row in some],
     )
     lines.append(
-        f"| the bound, which knows all arrivals | | {geometric_mean([row['bound_cost'] for row in rows]):.2f} | |"
+        f"| the bound, which knows all arrivals | | | {geometric_mean([row['bound_cost'] for row in rows]):.2f} | |"
     )
     return lines
 
@@ -411,6 +437,8 @@ def _markdown_row(row: Row) -> str:
         shown(row["ratio_to_bound"], "{:.2f}"),
         pair("unseen"),
         pair("fast"),
+        pair("uncounted"),
+        pair("queue_only"),
         row["tuned"] or "none keeps it",
     )
     return f"| {' | '.join(columns)} |"
@@ -424,8 +452,8 @@ def _factor(row: Row) -> float:
     return float(row["wait_seconds"] / row["cold_start_seconds"])
 
 
-def _short(row: Row) -> float:
-    return max(float(row["attainment"] - row["share"]), 0.0)
+def _short(row: Row, prefix: str = "") -> float:
+    return max(float(row["attainment"] - row[f"{prefix}share"]), 0.0)
 
 
 def _number(value: float) -> str:

@@ -197,6 +197,9 @@ def matrix(
     seeds: Annotated[int, typer.Option(min=1, help="seeds per cell")] = 5,
     unseen_seeds: Annotated[int, typer.Option(min=0, help="seeds without a view of replicas")] = 5,
     fast_seeds: Annotated[int, typer.Option(min=0, help="seeds with fastScale")] = 1,
+    uncounted_seeds: Annotated[
+        int, typer.Option(min=0, help="seeds with a source without counters, and with one that tells the queue alone")
+    ] = 1,
     processes: Annotated[int, typer.Option(min=0, help="0: every core")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="the summary as JSON")] = False,
 ) -> None:
@@ -217,6 +220,7 @@ def matrix(
         seeds=seeds,
         unseen_seeds=unseen_seeds,
         fast_seeds=fast_seeds,
+        uncounted_seeds=uncounted_seeds,
         parts=tuple(part or PARTS),
         varied_traces=short_traces(traces),
     )

@@ -17,13 +17,24 @@ from typer.testing import CliRunner
 
 from scaler.backtest import matrix as matrix_module
 from scaler.backtest import page, report, traces
-from scaler.backtest.cases import BLOCKS, MOST_POINTS, Case, as_plain, from_plain, run, simulated, waiting_of
+from scaler.backtest.cases import (
+    BLOCKS,
+    MOST_POINTS,
+    Case,
+    as_plain,
+    from_plain,
+    run,
+    scaler_of,
+    simulated,
+    waiting_of,
+)
 from scaler.backtest.matrix import Plan, Runs, code_digest, key_of, run_matrix
 from scaler.backtest.traces import SHIPPED, TraceInvalid, load_trace, read_trace
 from scaler.cli import build_app
 from scaler.errors import PilotlightError
 from scaler.simulator.arrivals import PATTERNS, Arrival, parse_pattern
 from scaler.simulator.baselines import THRESHOLDS, KedaConfig, clairvoyant_bound, keda_grid
+from scaler.simulator.controllers import Pilot
 from tests.services import REPOSITORY
 
 
@@ -271,8 +282,12 @@ def test_the_matrix_runs_resumes_and_writes_its_results(
     text = (tmp_path / "docs/results.md").read_text()
     assert text.startswith("# Pilotlight against tuned KEDA")
     assert "no constant was varied" in text
+    assert "| ... queue only (as AMQP) | " in text
     with (tmp_path / "docs/results/matrix.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 2
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    for name, seeds in (("unseen", "1"), ("fast", "1"), ("uncounted", "1"), ("queue_only", "1")):
+        assert all(row[f"{name}_seeds"] == seeds and float(row[f"{name}_cost"]) >= 1 for row in rows), name
     assert (tmp_path / "docs/results/ratios.png").stat().st_size > 1_000
 
 
@@ -304,6 +319,36 @@ def test_what_others_do_is_known_by_nothing_of_the_policy_and_of_the_promise(tra
     assert key_of(one) == key_of(replace(one, most_gpu_seconds=5.0))
     assert len({key_of(replace(one, **change)) for change in ({}, {"seed": 2}, {"cold_start_seconds": 60.0})}) == 3
     assert code_digest(ours=False) != code_digest(ours=True)
+
+
+def test_what_a_source_tells_is_told_apart_and_keys_of_runs_before_it_stay() -> None:
+    ours = Case(trace="flash", cold_start_seconds=30.0, scaler="slo", wait_seconds=30.0)
+    cases = [ours, *(replace(ours, **extra) for extra in matrix_module.OTHERWISE.values())]
+    assert len({key_of(case) for case in cases}) == len(cases)
+    # Defaults are no part of a key, so what a case of those is leaves the key as it was before there was the field.
+    assert key_of(replace(ours, sees_counters=True, sees_in_flight=True)) == key_of(ours)
+    pilots = {name: scaler_of(replace(ours, **extra)) for name, extra in matrix_module.OTHERWISE.items()}
+    told = {
+        name: (pilot.sees_replicas, pilot.sees_counters, pilot.sees_in_flight, pilot.fast_scale, pilot.sample_seconds)
+        for name, pilot in pilots.items()
+        if isinstance(pilot, Pilot)
+    }
+    assert told == {
+        "unseen": (False, True, True, False, 5.0),
+        "fast": (True, True, True, True, 5.0),
+        "uncounted": (True, False, True, False, 5.0),
+        "queue_only": (True, False, False, False, 5.0),
+    }
+
+
+@pytest.mark.parametrize("seeds", [0, 1, 3])
+def test_sources_without_counters_have_as_many_seeds_as_were_asked_for(
+    trace_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: int
+) -> None:
+    few_configs(monkeypatch)
+    plan = small_plan(trace_file, wait_factors=(1.0,), parts=("ours",), seeds=1, uncounted_seeds=seeds)
+    (cell,) = run_matrix(plan, quiet(tmp_path / "runs.jsonl"))
+    assert (len(cell.ours), len(cell.uncounted), len(cell.queue_only)) == (1, seeds, seeds)
 
 
 def test_a_trace_that_changes_is_another_trace(tmp_path: Path) -> None:

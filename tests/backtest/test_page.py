@@ -28,6 +28,8 @@ def row(**changes: Any) -> Row:
         "seeds": 5,
         "unseen_seeds": 5,
         "fast_seeds": 1,
+        "uncounted_seeds": 1,
+        "queue_only_seeds": 1,
         "tuned_seeds": 5,
         "grid_points": 336,
         "cost": 1.2,
@@ -54,6 +56,12 @@ def row(**changes: Any) -> Row:
         "fast_share": 0.96,
         "fast_kept": True,
         "fast_cost": 1.2,
+        "uncounted_share": 0.95,
+        "uncounted_kept": True,
+        "uncounted_cost": 1.4,
+        "queue_only_share": 0.93,
+        "queue_only_kept": False,
+        "queue_only_cost": 1.6,
     }
     return fields | changes
 
@@ -105,9 +113,26 @@ def test_what_was_not_run_is_said_to_be_missing() -> None:
 def test_everybody_is_compared_over_the_cells_where_both_were_run() -> None:
     others = {"ray_share": 0.9, "ray_kept": False, "ray_cost": 4.0}
     lines = everybody([row(**others), row(**others, tuned_cost=None, ratio=None)])
-    assert "| Ray Serve | 0 of 2 | 4.00 | 2.00 |" in lines
-    assert "| **Pilotlight `slo`** | 2 of 2 | 1.20 | 0.60 |" in lines
-    assert "| KEDA tuned in hindsight | 1 of 2 | 2.00 | 1.00 |" in lines
+    assert "| Ray Serve | 0 of 2 | 5.0 | 4.00 | 2.00 |" in lines
+    assert "| **Pilotlight `slo`** | 2 of 2 | 0.0 | 1.20 | 0.60 |" in lines
+    assert "| KEDA tuned in hindsight | 1 of 2 |  | 2.00 | 1.00 |" in lines
+
+
+def test_sources_without_counters_are_judged_over_the_cells_that_can_be_kept() -> None:
+    worse, hopeless = {"queue_only_share": 0.91}, {"queue_only_share": 0.5, "fixed_cost": None}
+    unrun = {"queue_only_share": None, "queue_only_kept": None, "queue_only_cost": None, "queue_only_seeds": 0}
+    rows = [row(), row(**worse, queue_only_cost=0.4), row(**hopeless), row(**unrun)]
+    lines = everybody(rows)
+    assert "| ... uncounted (as SQS) | 3 of 3 | 0.0 | 1.40 | 0.70 |" in lines
+    assert "| ... queue only (as AMQP) | 0 of 2 | 4.0 | 1.01 | 0.50 |" in lines
+    assert "as RabbitMQ tells over AMQP" in " ".join(lines)
+    found = {goal: measured for goal, _, measured in summary_of(rows)}
+    assert found["the same, with a source without counters (as SQS)"] == "3 of 3"
+    assert found["the same, with a source that tells what waits alone (as AMQP)"] == "0 of 2"
+    said = " ".join(what_is_missing(rows, plan()))
+    assert "ours with what waits alone has fewer than 1 seeds in 1 cells (flash)" in said
+    assert "| 0.950, 1.40 | 0.930, 1.60 |" in markdown(rows, plan())
+    assert not [line for line in everybody([row(**unrun)]) if "queue only (as AMQP)" in line]
 
 
 def test_cells_that_no_tuned_keda_keeps_are_listed_against_a_fixed_number() -> None:
