@@ -26,6 +26,7 @@ from scaler.core import rails, warm_pool
 from scaler.core.decide import Memory, Policy, decide
 from scaler.core.estimate import Estimates, cold_start_first
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
+from scaler.core.replicas import most_useful
 from scaler.errors import (
     LimitReached,
     PilotlightError,
@@ -761,8 +762,13 @@ class Evaluator:
         if view is None and memory.sample is not None and isinstance(trigger.policy, Believing):
             view = trigger.policy.believed(memory.state, last, memory.sample, trigger.goals, now_seconds=now)
         ready, starting = (last.desired_replicas, ()) if view is None else (view.ready, view.starting_at_seconds)
+        goals = trigger.goals
+        if memory.sample is not None and len(workload.scaled_object.workloads) == 1:
+            most = most_useful(memory.sample, goals)
+            if most is not None and most < goals.max_replicas:
+                goals = replace(goals, max_replicas=most)
         workload.warm = warm_pool.warm_hint(
-            known, trigger.goals, ready=ready, starting_at_seconds=starting, now_seconds=now
+            known, goals, ready=ready, starting_at_seconds=starting, now_seconds=now
         )
         return workload.warm
 
@@ -1240,13 +1246,18 @@ def _joint_sample(samples: list[Sample], *, counters: bool) -> Sample:
         known = [value for value in values if value is not None]
         return sum(known) if len(known) == len(values) else None
 
-    # Where one source can't tell waiting from running, the whole can't; its metric then counts for both.
+    # Where one source can't tell waiting from running, the whole can't: what is in the system is told of all.
+    waiting = total([sample.waiting for sample in samples])
+    requests = sum(sample.requests for sample in samples)
+    are_counted = all(sample.waiting is not None or sample.in_system is not None for sample in samples)
+    most = [sample.most_replicas for sample in samples if sample.most_replicas is not None]
     return Sample(
         at_seconds=samples[0].at_seconds,
-        metric_value=sum(_in_system(sample) for sample in samples),
+        metric_value=requests,
         active=any(sample.active for sample in samples),
-        waiting=total([sample.waiting for sample in samples]),
+        waiting=waiting,
         in_flight=total([sample.in_flight for sample in samples]),
+        in_system=requests if waiting is None and are_counted else None,
         arrived_total=total([sample.arrived_total for sample in samples]) if counters else None,
         completed_total=total([sample.completed_total for sample in samples]) if counters else None,
         oldest_age_seconds=max(
@@ -1256,11 +1267,9 @@ def _joint_sample(samples: list[Sample], *, counters: bool) -> Sample:
         # Work that an exact source shows is there.
         approximate=any(sample.approximate for sample in samples)
         and not any(rails.shows_work(sample) for sample in samples if not sample.approximate),
+        # As the HPA takes the largest of the triggers' metrics.
+        most_replicas=max(most) if len(most) == len(samples) else None,
     )
-
-
-def _in_system(sample: Sample) -> float:
-    return sample.metric_value if sample.waiting is None else sample.waiting + (sample.in_flight or 0.0)
 
 
 def _joint_goals(goals: list[Goals]) -> Goals:

@@ -264,10 +264,12 @@ def _observed(sample: Any) -> dict[str, float]:
             "metric_value",
             "waiting",
             "in_flight",
+            "in_system",
             "arrived_total",
             "completed_total",
             "oldest_age_seconds",
             "utilization_sum",
+            "most_replicas",
         )
     }
     return {**sample.raw, **{name: float(value) for name, value in named.items() if value is not None}}

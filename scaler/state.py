@@ -49,12 +49,17 @@ CREATE TABLE observation (
     id INTEGER PRIMARY KEY, workload INTEGER NOT NULL REFERENCES workload (id) ON DELETE CASCADE, at REAL NOT NULL,
     metric_value REAL NOT NULL, waiting REAL, in_flight REAL, arrived_total REAL, completed_total REAL,
     oldest_age REAL, ready INTEGER, starting INTEGER, desired INTEGER NOT NULL, active INTEGER NOT NULL,
-    dry_run_desired INTEGER, run INTEGER, ran REAL);
+    dry_run_desired INTEGER, run INTEGER, ran REAL, in_system REAL);
 CREATE INDEX observation_of ON observation (workload, id);
 """
 
 # Columns that came later; older versions leave them empty, and read the file as well as before.
-_ADDED: Final = (("observation", "run", "INTEGER"), ("observation", "ran", "REAL"), ("last", "ran", "REAL"))
+_ADDED: Final = (
+    ("observation", "run", "INTEGER"),
+    ("observation", "ran", "REAL"),
+    ("last", "ran", "REAL"),
+    ("observation", "in_system", "REAL"),
+)
 
 # Restored workloads that nobody has asked for yet.
 _RESTORED_KEPT = 20_000
@@ -123,6 +128,7 @@ class Observation:
     dry_run_desired: int | None
     run: int | None = None
     ran_seconds: float | None = None
+    in_system: float | None = None
 
 
 class _Last(NamedTuple):
@@ -227,13 +233,14 @@ class StateFile:
         )
         sample = None
         if read_at is not None:
-            waiting, in_flight, arrived_total, completed_total, oldest_age_seconds = parts
+            waiting, in_flight, arrived_total, completed_total, oldest_age_seconds, in_system = parts
             sample = Sample(
                 at_seconds=_moment(now, wall_now, read_at),
                 metric_value=read_value,
                 active=read_value > 0,
                 waiting=waiting,
                 in_flight=in_flight,
+                in_system=in_system,
                 arrived_total=arrived_total,
                 completed_total=completed_total,
                 oldest_age_seconds=oldest_age_seconds,
@@ -266,6 +273,7 @@ class StateFile:
             decision.desired_replicas,
             decision.active,
             dry_run_desired,
+            sample.in_system,
         )
         with self._lock:
             self._lasts[key] = _Last(at, clock_at, policy, decision, state)
@@ -438,8 +446,8 @@ class StateFile:
     ) -> None:
         connection.execute(
             "INSERT INTO observation (workload, at, metric_value, waiting, in_flight, arrived_total, completed_total, "
-            "oldest_age, ready, starting, desired, active, dry_run_desired, run, ran) "
-            "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            "oldest_age, ready, starting, desired, active, dry_run_desired, in_system, run, ran) "
+            "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (self._id(connection, key), at, *values, self._run_number, self._ran(clock_at)),
         )
 
@@ -542,7 +550,7 @@ class StateFile:
             for namespace, name, source, policy, *row in connection.execute(
                 "SELECT namespace, name, source, policy, last.at, last.active, last.metric_value, target_value, "
                 "last.desired, learned, seen.at, seen.metric_value, waiting, in_flight, arrived_total, "
-                "completed_total, oldest_age FROM last JOIN workload ON workload.id = last.workload "
+                "completed_total, oldest_age, in_system FROM last JOIN workload ON workload.id = last.workload "
                 "LEFT JOIN observation seen ON seen.id = "
                 "(SELECT max(id) FROM observation WHERE observation.workload = last.workload) "
                 "WHERE coalesce(last.ran, 0) >= (SELECT coalesce(max(ran), 0) FROM last) - ? "
@@ -678,7 +686,8 @@ def read_recording(path: str | Path, workload: str, *, source: str | None = None
             _check_ours(connection, file)
             chosen = _chosen(connection, namespace, name, source)
             marks = ",".join("?" * len(chosen))
-            later = "run, ran" if "ran" in _columns(connection, "observation") else "NULL, NULL"
+            columns = _columns(connection, "observation")
+            later = ", ".join(name if name in columns else "NULL" for name in ("run", "ran", "in_system"))
             for row in connection.execute(
                 "SELECT id, at, metric_value, waiting, in_flight, arrived_total, completed_total, oldest_age, ready, "  # noqa: S608 - the text holds question marks only
                 f"starting, desired, active, dry_run_desired, {later} FROM observation WHERE workload IN ({marks}) "
@@ -716,6 +725,7 @@ _OBSERVED: Final = (
     "dry_run_desired",
     "run",
     "ran_seconds",
+    "in_system",
 )
 _ALWAYS: Final = frozenset({"at_seconds", "metric_value", "desired_replicas", "active"})
 

@@ -193,14 +193,18 @@ def _spans(kept: list[Observation], gaps: list[float | None], concurrency: int) 
 
 
 def _seen(row: Observation) -> tuple[float | None, ...]:
-    return row.metric_value, row.waiting, row.in_flight, row.arrived_total, row.completed_total
+    return row.metric_value, row.waiting, row.in_flight, row.in_system, row.arrived_total, row.completed_total
 
 
 def _split(row: Observation, concurrency: int) -> tuple[float, float | None, float]:
     """(waiting, in flight or None where it isn't told, slots)."""
     slots = float((row.desired_replicas if row.ready is None else row.ready) * concurrency)
-    if row.waiting is None:
-        system = max(row.metric_value, 0.0)
+    system = row.in_system
+    if row.in_flight is None and row.arrived_total is not None and row.completed_total is not None:
+        # Older versions wrote Kafka's lag, which holds what is being worked on, as what waits; no other source tells so.
+        system = row.waiting if system is None else system
+    if row.waiting is None or system is not None:
+        system = max(row.metric_value if system is None else system, 0.0)
         busy = min(system, slots) if row.in_flight is None else min(row.in_flight, system)
         return system - busy, busy, slots
     return row.waiting, 0.0 if row.in_flight is None and slots == 0 else row.in_flight, slots

@@ -29,8 +29,8 @@ class Jobs:
     def propose(self, situation: Situation, state: None) -> Proposal[None]:
         """One job for each `concurrency` requests in the system; none where the source's activation says so."""
         sample, goals = situation.sample, situation.goals
-        # Where the source can't tell what waits from what runs, its metric counts both (Kafka's lag).
-        waiting = sample.metric_value if sample.waiting is None else sample.waiting
+        # Where the source can't tell what waits from what runs, that is one number for both (Kafka's lag).
+        waiting = sample.requests if sample.waiting is None else sample.waiting
         running = 0.0 if sample.waiting is None else sample.in_flight or 0.0
         jobs = math.ceil((max(waiting, 0.0) + max(running, 0.0)) / goals.concurrency - 1e-9)
         return Proposal(

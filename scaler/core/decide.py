@@ -133,9 +133,11 @@ def decide(
         if active:
             value, step = rails.keep_busy(value, sample=sample, view=view, last=last, goals=goals)
             steps = steps if step is None else (*steps, step)
+        value, step = rails.cap(value, sample=sample, goals=goals)
+        steps = steps if step is None else (*steps, step)
         value, step = rails.bound(value, active=active, goals=goals)
         steps = steps if step is None else (*steps, step)
-        value, step = rails.reach(value, view=view, goals=goals)
+        value, step = rails.reach(value, sample=sample, view=view, goals=goals)
         steps = steps if step is None else (*steps, step)
     decision = Decision(
         at_seconds=now_seconds,

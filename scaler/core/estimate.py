@@ -354,9 +354,10 @@ def stepped_seconds(
 def _split(known: Estimates, sample: Sample, goals: Goals, ready: int, *, blind: bool) -> tuple[float, float]:
     """(waiting, in flight), estimated where the source does not tell them apart."""
     waiting, in_flight = sample.waiting, sample.in_flight
-    slots = float(ready * goals.concurrency)
+    most = sample.most_replicas
+    slots = float((ready if most is None else min(ready, most)) * goals.concurrency)
     if waiting is None:
-        system = max(sample.metric_value, 0.0)
+        system = max(sample.requests, 0.0)
         busy = min(system, slots) if in_flight is None else min(in_flight, system)
         return system - busy, busy
     if in_flight is None:

@@ -28,12 +28,15 @@ class Sample:
     active             the source's own activation rule (KEDA: strictly above the activation threshold)
     waiting            requests not yet picked up, or None where the source can't tell
     in_flight          requests being worked on, or None
+    in_system          requests waiting or being worked on, where the source can't tell the two apart (Kafka's lag: what
+                       is not committed), or None; `waiting` is None then
     arrived_total      requests ever arrived by an exact counter (may restart), or None
     completed_total    requests ever finished by an exact counter (may restart), or None
     oldest_age_seconds age of the oldest waiting request, or None
     utilization_sum    sum over replicas of the share in use, in the unit of `metric_value`, or None
     lumpy_completions  completions arrive in lumps (commits), so short differences mean little
     approximate        single readings may be wrong for a moment (SQS): waking needs confirmations
+    most_replicas      replicas that can have work at once, as far as the source says (Kafka: partitions), or None
     raw                the parts as read, for people; never used by a policy
     """
 
@@ -42,12 +45,14 @@ class Sample:
     active: bool
     waiting: float | None = None
     in_flight: float | None = None
+    in_system: float | None = None
     arrived_total: float | None = None
     completed_total: float | None = None
     oldest_age_seconds: float | None = None
     utilization_sum: float | None = None
     lumpy_completions: bool = False
     approximate: bool = False
+    most_replicas: int | None = None
     raw: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -58,6 +63,7 @@ class Sample:
                 self.metric_value
                 + (self.waiting or 0.0)
                 + (self.in_flight or 0.0)
+                + (self.in_system or 0.0)
                 + (self.arrived_total or 0.0)
                 + (self.completed_total or 0.0)
                 + (self.oldest_age_seconds or 0.0)
@@ -65,6 +71,13 @@ class Sample:
             )
             < _BEYOND_COUNTING
         )
+
+    @property
+    def requests(self) -> float:
+        """Requests waiting or being worked on, as far as the source counts them; else its metric is taken for that."""
+        if self.waiting is not None:
+            return self.waiting + (self.in_flight or 0.0)
+        return self.metric_value if self.in_system is None else self.in_system
 
 
 @value_class(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
-from scaler.core.replicas import current, reachable
+from scaler.core.replicas import current, most_useful, reachable
 
 
 def shows_work(sample: Sample) -> bool:
@@ -20,6 +20,7 @@ def shows_work(sample: Sample) -> bool:
         or sample.metric_value > 0
         or bool(sample.waiting)
         or bool(sample.in_flight)
+        or bool(sample.in_system)
         or bool(sample.utilization_sum)
     )
 
@@ -41,6 +42,7 @@ def without_work(sample: Sample) -> Sample:
         active=False,
         waiting=None if sample.waiting is None else 0.0,
         in_flight=None if sample.in_flight is None else 0.0,
+        in_system=None if sample.in_system is None else 0.0,
         utilization_sum=None if sample.utilization_sum is None else 0.0,
     )
 
@@ -96,12 +98,24 @@ def bound(desired: float, *, active: bool, goals: Goals) -> tuple[float, Step | 
     )
 
 
-def reach(desired: float, *, view: ReplicaView | None, goals: Goals) -> tuple[float, Step | None]:
+def cap(desired: float, *, sample: Sample, goals: Goals) -> tuple[float, Step | None]:
+    """No more than the source has work for at once."""
+    most = most_useful(sample, goals)
+    if most is None or desired <= most:
+        return desired, None
+    reason = "at most {} replicas can have work at once (of Kafka: one for each partition): more would have none"
+    return float(most), Step(name="most", before=desired, after=most, reason=reason, numbers=(sample.most_replicas or 0,))
+
+
+def reach(desired: float, *, sample: Sample, view: ReplicaView | None, goals: Goals) -> tuple[float, Step | None]:
     """A count that the HPA can be moved to from the replicas that it sees."""
     status_replicas = None if view is None else view.status_replicas
     if status_replicas is None or desired < 1 or desired == status_replicas:
         return desired, None
     count = reachable(math.ceil(desired - 1e-9), status_replicas, goals.hpa_tolerance, goals.max_replicas)
+    most = most_useful(sample, goals)
+    if most is not None and count > status_replicas:  # one that is out of reach is done without, as with KEDA's metric
+        count = max(min(count, most), math.ceil(desired - 1e-9))
     if count == desired:
         return desired, None
     reason = "from {} replicas the HPA ignores steps within {:.0%}"

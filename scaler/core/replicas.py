@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scaler.core.model import Decision, ReplicaView
+from scaler.core.model import Decision, Goals, ReplicaView, Sample
 
 VIEW_STALE_SECONDS = 60.0  # replicas change on the scale of cold starts; an older view says nothing about now
 _EDGE = 1e-9  # the HPA compares floats; a ratio that is meant to be on its edge is on it
@@ -22,6 +22,15 @@ def current(view: ReplicaView | None, last: Decision | None) -> int | None:
     if view is not None:
         return view.alive
     return None if last is None else last.desired_replicas
+
+
+def most_useful(sample: Sample, goals: Goals) -> int | None:
+    """Replicas beyond which, says the source, none has anything to do; None: it does not say.
+
+    Never below minReplicas, nor below the one that looks for work.
+    """
+    most = sample.most_replicas
+    return None if most is None else max(most, goals.min_replicas, 1)
 
 
 def remaining_seconds(age_seconds: float, median_seconds: float, p95_seconds: float) -> float:

@@ -168,7 +168,7 @@ class Burst(Generic[StateT]):
 
 
 def _tells_arrivals(sample: Sample) -> bool:
-    return sample.waiting is not None or sample.arrived_total is not None
+    return sample.waiting is not None or sample.in_system is not None or sample.arrived_total is not None
 
 
 def _stepped(situation: Situation, state: BurstState[Any]) -> BurstState[Any]:

@@ -35,7 +35,7 @@ from scaler.core.doubts import Doubt, doubted, loaded_doubt, never_served, undon
 from scaler.core.estimate import FAR_MORE_LEAST, NOTHING_KNOWN, Estimates, dumped, loaded, rested, updated
 from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use, reloaded, timeouts_of
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
-from scaler.core.replicas import remaining_seconds
+from scaler.core.replicas import most_useful, remaining_seconds
 from scaler.core.surprises import Surprises
 from scaler.core.values import value_class
 from scaler.core.warm_pool import warm_hint
@@ -124,6 +124,7 @@ class Slo:
             sample,
             waiting=None if sample.waiting is None else known.waiting,
             in_flight=None if sample.in_flight is None else known.in_flight,
+            in_system=None if sample.in_system is None else known.waiting + known.in_flight,
         )
         start = _starting(known, goals)
         return _believed(state, last.desired_replicas, whole, start=start, now_seconds=now_seconds)[0]
@@ -222,8 +223,10 @@ class Slo:
                 ),
             ),
         )
+        most = most_useful(sample, goals)  # the answer will be no more
+        answered = desired if most is None else min(desired, most)
         unsure_until_seconds, woken = state.unsure_until_seconds, False
-        if last is None or desired < asked or (asked == 0 and known.in_flight > 0):
+        if last is None or answered < asked or (asked == 0 and known.in_flight > 0):
             kept_seconds = KEDA_COOLDOWN_SECONDS if goals.cooldown_seconds is None else goals.cooldown_seconds
             unsure_until_seconds = now_seconds + kept_seconds
         elif blind and desired > 0 and known.in_flight == 0:
@@ -232,7 +235,7 @@ class Slo:
             state=SloState(
                 known,
                 holds,
-                _asked(asked_at_seconds, asked, desired, start, now_seconds) if blind else (),
+                _asked(asked_at_seconds, asked, answered, start, now_seconds) if blind else (),
                 unsure_until_seconds,
                 woken,
                 doubt,

@@ -28,9 +28,7 @@ class Steps:
 
     def propose(self, situation: Situation, state: None) -> Proposal[None]:
         """The replicas of the last row whose depth is reached; zero requests or no row reached: none."""
-        sample = situation.sample
-        waiting = sample.waiting
-        requests = sample.metric_value if waiting is None else waiting + (sample.in_flight or 0.0)
+        requests = situation.sample.requests
         replicas = 0
         for row in situation.goals.steps:
             if requests < row.waiting_from:

@@ -18,7 +18,7 @@ from scaler.errors import SourceMissing, SourceNoData, quoted
 from scaler.parameters import Values
 from scaler.source import Client, Source, SourceContext
 from scaler.sources.kafka.config import PARAMETERS, KafkaConfig, KafkaQuery, MskConfig, OAuthConfig, parse_config
-from scaler.sources.kafka.lag import KafkaReading, PartitionReading, is_active, lag_messages, metric_value, totals
+from scaler.sources.kafka.lag import KafkaReading, PartitionReading, is_active, lag_messages, metric_value, most_replicas, totals
 
 # What people are shown of a group with very many topics.
 _TOPICS_SHOWN = 20
@@ -83,7 +83,7 @@ class Kafka(Source[KafkaConfig, KafkaQuery, KafkaReading]):
     ) -> Sample:
         """Lag by this trigger's rules.
 
-        `waiting` is what is not committed: Kafka can't tell what a consumer holds in its hands. Raises
+        `in_system` is what is not committed: Kafka can't tell what a consumer holds in its hands. Raises
         SourceNoData where a partition's end is not known, SourceMissing where no partition is left to count.
         """
         rules = config.rules
@@ -102,10 +102,11 @@ class Kafka(Source[KafkaConfig, KafkaQuery, KafkaReading]):
             at_seconds=reading.at_seconds,
             metric_value=float(metric_value(sums, rules)),
             active=is_active(sums, rules),
-            waiting=float(sums.lag),
+            in_system=float(sums.lag),
             arrived_total=float(sums.arrived),
             completed_total=float(sums.completed),
             lumpy_completions=True,
+            most_replicas=most_replicas(sums, rules),
             raw={
                 "lag_messages": float(sums.full_lag),
                 "partitions": float(sums.partitions),

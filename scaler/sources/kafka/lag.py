@@ -178,6 +178,18 @@ def metric_value(sums: Totals, rules: LagRules) -> int:
     return value
 
 
+def most_replicas(sums: Totals, rules: LagRules) -> int | None:
+    """How many replicas can have work at once, by the cap of `metric_value`; None: nothing caps, or no partition is known.
+
+    A partition is read by one consumer of a group; a replica is taken for one.
+    """
+    if rules.limit_to_partitions_with_lag:
+        return sums.with_lag
+    if rules.even_distribution or not rules.allow_idle_consumers:
+        return sums.partitions or None
+    return None
+
+
 def is_active(sums: Totals, rules: LagRules) -> bool:
     """Strictly above the activation threshold, persistent lag included."""
     return sums.full_lag > rules.activation_lag_threshold
