@@ -767,9 +767,7 @@ class Evaluator:
             most = most_useful(memory.sample, goals)
             if most is not None and most < goals.max_replicas:
                 goals = replace(goals, max_replicas=most)
-        workload.warm = warm_pool.warm_hint(
-            known, goals, ready=ready, starting_at_seconds=starting, now_seconds=now
-        )
+        workload.warm = warm_pool.warm_hint(known, goals, ready=ready, starting_at_seconds=starting, now_seconds=now)
         return workload.warm
 
     @property

@@ -201,7 +201,7 @@ def _split(row: Observation, concurrency: int) -> tuple[float, float | None, flo
     slots = float((row.desired_replicas if row.ready is None else row.ready) * concurrency)
     system = row.in_system
     if row.in_flight is None and row.arrived_total is not None and row.completed_total is not None:
-        # Older versions wrote Kafka's lag, which holds what is being worked on, as what waits; no other source tells so.
+        # Older versions wrote Kafka's lag, which holds what is worked on, as what waits; no other source tells so.
         system = row.waiting if system is None else system
     if row.waiting is None or system is not None:
         system = max(row.metric_value if system is None else system, 0.0)

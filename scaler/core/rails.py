@@ -104,7 +104,9 @@ def cap(desired: float, *, sample: Sample, goals: Goals) -> tuple[float, Step | 
     if most is None or desired <= most:
         return desired, None
     reason = "at most {} replicas can have work at once (of Kafka: one for each partition): more would have none"
-    return float(most), Step(name="most", before=desired, after=most, reason=reason, numbers=(sample.most_replicas or 0,))
+    return float(most), Step(
+        name="most", before=desired, after=most, reason=reason, numbers=(sample.most_replicas or 0,)
+    )
 
 
 def reach(desired: float, *, sample: Sample, view: ReplicaView | None, goals: Goals) -> tuple[float, Step | None]:

@@ -46,19 +46,21 @@ GOALS = st.builds(
 
 @st.composite
 def samples(draw: st.DrawFn) -> Sample:
-    metric = draw(COUNTS)
+    metric, waiting, in_system = draw(COUNTS), draw(MAYBE), draw(MAYBE)
     return Sample(
         at_seconds=0.0,
         metric_value=metric,
         active=metric > 0,
-        waiting=draw(MAYBE),
+        waiting=waiting,
         in_flight=draw(MAYBE),
+        in_system=in_system if waiting is None else None,
         arrived_total=draw(MAYBE),
         completed_total=draw(MAYBE),
         oldest_age_seconds=draw(MAYBE),
         utilization_sum=draw(MAYBE),
         lumpy_completions=draw(st.booleans()),
         approximate=draw(st.booleans()),
+        most_replicas=draw(st.one_of(st.none(), st.none(), st.integers(0, 20))),
     )
 
 
@@ -192,6 +194,7 @@ def test_more_waiting_never_means_fewer_replicas_now(
         metric_value=sample.metric_value + more,
         active=sample.active or more > 0,
         waiting=None if sample.waiting is None else sample.waiting + more,
+        in_system=None if sample.in_system is None else sample.in_system + more,
         utilization_sum=None if sample.utilization_sum is None else sample.utilization_sum + more,
     )
     (less,), _ = played(name, goals, [(5.0, sample, view)], memory)

@@ -94,6 +94,11 @@ def reader(chance: random.Random) -> Callable[[Queue, float], Sample]:
     tells_waiting, tells_in_flight = chance.random() < 0.8, chance.random() < 0.5
     counts_arrivals, counts_completions, adds_up_use = (chance.random() < 0.3 for _ in range(3))
     lumpy, approximate = chance.random() < 0.1, chance.random() < 0.3
+    # As Kafka: both in one number, and no more than so many can work.
+    tells_system = chance.random() < 0.2
+    most = chance.choice((None, None, 1, 4, 30)) if tells_system else None
+    if tells_system:
+        tells_waiting, tells_in_flight = False, False
 
     def read(queue: Queue, now_seconds: float) -> Sample:
         waiting, in_flight = float(queue.waiting), float(queue.in_flight)
@@ -104,11 +109,13 @@ def reader(chance: random.Random) -> Callable[[Queue, float], Sample]:
             active=metric > 0,
             waiting=waiting if tells_waiting else None,
             in_flight=in_flight if tells_in_flight else None,
+            in_system=waiting + in_flight if tells_system else None,
             arrived_total=float(queue.arrived) if counts_arrivals else None,
             completed_total=float(queue.completed) if counts_completions else None,
             utilization_sum=60.0 * in_flight if adds_up_use else None,
             lumpy_completions=lumpy,
             approximate=approximate,
+            most_replicas=most,
         )
 
     return read
@@ -140,6 +147,7 @@ def fuller(sample: Sample, more: float, *, counted: bool) -> Sample:
         metric_value=sample.metric_value + more,
         active=sample.active or more > 0,
         waiting=None if sample.waiting is None else sample.waiting + more,
+        in_system=None if sample.in_system is None else sample.in_system + more,
         arrived_total=arrived + more if counted and arrived is not None else arrived,
         utilization_sum=None if use is None else use + more,
     )

@@ -34,6 +34,13 @@ def test_a_source_that_tells_no_waiting_is_read_by_its_metric() -> None:
     assert _steps(waiting=None, metric=21.0).desired_replicas == 10
 
 
+def test_what_is_in_the_system_counts_whatever_the_metric_is_capped_at() -> None:
+    sample = Sample(at_seconds=0.0, metric_value=2.0, active=True, in_system=21.0)
+    decision, _ = decide(STEPS, CLASSIC, Memory(state=None), sample=sample, view=None, now_seconds=0.0)
+    assert decision is not None
+    assert decision.desired_replicas == 10
+
+
 def test_a_table_is_required() -> None:
     assert STEPS.problems(Goals(target_value=5.0)) == (
         ("steps", 'required with policy steps: a table such as "1:2,6:5,21:10"'),

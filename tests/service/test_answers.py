@@ -22,6 +22,7 @@ from scaler.evaluator import Evaluator, Workload
 from scaler.policies.slo import POLICY as SLO_POLICY
 from scaler.settings import Settings, StateSettings, TelemetrySettings
 from scaler.simulator.rules import HpaSpec, JobSpec, JobTrigger, Metric, Scale, combined_proposal, jobs_to_create
+from scaler.sources.kafka.lag import KafkaReading, PartitionReading
 from scaler.sources.sqs import SqsReading
 from scaler.state import StateFile
 from scaler.telemetry import Telemetry
@@ -85,6 +86,15 @@ def test_jobs_are_waiting_and_running_requests_over_concurrency(
     assert (decision.metric_value, decision.target_value, decision.active) == (jobs, 1.0, jobs > 0)
 
 
+def test_jobs_count_what_is_in_the_system_where_the_two_are_not_told_apart() -> None:
+    sample = Sample(at_seconds=0.0, metric_value=7.0, active=True, in_system=9.0)
+    decision, _ = decide(
+        JOBS, Goals(target_value=5.0, concurrency=2), Memory(state=None), sample=sample, view=None, now_seconds=0.0
+    )
+    assert decision is not None
+    assert decision.metric_value == 5.0
+
+
 def test_with_the_default_strategy_every_request_gets_one_job_and_none_gets_two() -> None:
     waiting, running, created = 12, 0, 0
     for _ in range(5):
@@ -139,6 +149,90 @@ def test_slo_triggers_of_one_scaled_object_are_sized_as_one_and_each_answers_the
         proposal = combined_proposal(spec, metrics, scale)
         assert proposal is not None
         assert proposal == max(a.desired_replicas, b.desired_replicas, 1)
+
+
+KAFKA = {"source": "kafka", "bootstrapServers": "127.0.0.1:1", "consumerGroup": "workers", "topic": "orders"}
+
+
+def lag_of(clock: Clock, *lags: int) -> KafkaReading:
+    return KafkaReading(
+        clock.now,
+        tuple(
+            PartitionReading(
+                topic="orders",
+                partition=number,
+                end=1_000,
+                start=None,
+                committed=1_000 - lag,
+                arrived=1_000,
+                completed=1_000 - lag,
+                still_seconds=0.0,
+            )
+            for number, lag in enumerate(lags)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "most"),
+    [
+        ({}, 2),
+        ({"limitToPartitionsWithLag": "true"}, 1),
+        ({"minReplicas": "4"}, 4),
+        ({"allowIdleConsumers": "true"}, None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "policy", [{"waitSeconds": "30"}, {"policy": "steps", "steps": "1:2,6:5,21:10"}], ids=["slo", "steps"]
+)
+def test_no_more_replicas_are_asked_for_than_partitions_can_keep_busy(
+    policy: dict[str, str], more: dict[str, str], most: int | None
+) -> None:
+    bench = Bench()
+    workload = bench.evaluator.admit(b"kafka", "team-a", "llama", {**KAFKA, **policy, **more})
+    for _ in range(3):
+        bench.clock.now += 1.0
+        bench.evaluator.on_outcome(workload, lag_of(bench.clock, 60, 0), bench.clock.now)
+    decision = workload.memory.last
+    assert decision is not None
+    told = [step.text() for step in decision.steps if step.name == "most"]
+    if most is None:
+        assert decision.desired_replicas > 4
+        assert not told
+    else:
+        assert decision.desired_replicas == most
+        assert [text.split(" can have work")[0] for text in told] == [
+            f"at most {1 if 'limitToPartitionsWithLag' in more else 2} replicas"
+        ]
+
+
+def test_a_source_that_tells_nothing_apart_makes_one_number_of_all_that_are_sized_together() -> None:
+    bench = Bench()
+    queue = bench.evaluator.admit(
+        b"sqs",
+        "team-a",
+        "llama",
+        {
+            "source": "sqs",
+            "queueURL": "https://sqs.eu-west-1.amazonaws.com/1/q",
+            "awsRegion": "eu-west-1",
+            **KEYS,
+            **SLO,
+        },
+    )
+    topic = bench.evaluator.admit(b"kafka", "team-a", "llama", {**KAFKA, **SLO})
+    for _ in range(3):
+        bench.clock.now += 1.0
+        counts = SqsReading(at_seconds=bench.clock.now, visible=4, in_flight=3, delayed=0, oldest_age_seconds=None)
+        bench.evaluator.on_outcome(queue, counts, bench.clock.now)
+        bench.evaluator.on_outcome(topic, lag_of(bench.clock, 5, 0), bench.clock.now)
+    known = topic.estimates
+    assert known is not None
+    assert known.waiting + known.in_flight == 12.0
+    decision = topic.memory.last
+    assert decision is not None
+    assert decision.desired_replicas > 2  # the queue's messages need no partition
 
 
 def test_a_trigger_that_cannot_be_read_keeps_its_share_in_the_sum() -> None:

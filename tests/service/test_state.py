@@ -499,7 +499,8 @@ def test_a_process_that_waited_for_the_file_counts_on_from_when_the_other_ended(
 def as_of_an_older_version(folder: Path) -> None:
     """The file as it was before its rows told of the process's clock."""
     with sqlite3.connect(folder / FILE_NAME) as connection:
-        for table, column in (("observation", "run"), ("observation", "ran"), ("last", "ran")):
+        later = (("observation", "run"), ("observation", "ran"), ("last", "ran"), ("observation", "in_system"))
+        for table, column in later:
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     connection.close()
 
@@ -571,6 +572,18 @@ def test_a_recording_tells_what_was_read_and_answered(tmp_path: Path) -> None:
             ran_seconds=0.0,
         )
     ]
+
+
+def test_what_is_in_the_system_is_recorded_and_restored(tmp_path: Path) -> None:
+    read = Sample(at_seconds=0.0, metric_value=5.0, active=True, in_system=9.0, completed_total=4.0)
+    with opened(tmp_path) as state:
+        state.keep(KEY, Counting(), decision=decision(4), state=None, sample=read, view=None)
+    assert [(row.waiting, row.in_system, row.completed_total) for row in rows(tmp_path)] == [(None, 9.0, 4.0)]
+    with opened(tmp_path) as state:
+        restored = state.restored(KEY, Counting())
+    assert restored is not None
+    assert restored.sample is not None
+    assert (restored.sample.waiting, restored.sample.in_system) == (None, 9.0)
 
 
 def test_a_recording_of_several_sources_asks_which_and_of_several_policies_does_not(tmp_path: Path) -> None:

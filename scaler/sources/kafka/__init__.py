@@ -18,7 +18,15 @@ from scaler.errors import SourceMissing, SourceNoData, quoted
 from scaler.parameters import Values
 from scaler.source import Client, Source, SourceContext
 from scaler.sources.kafka.config import PARAMETERS, KafkaConfig, KafkaQuery, MskConfig, OAuthConfig, parse_config
-from scaler.sources.kafka.lag import KafkaReading, PartitionReading, is_active, lag_messages, metric_value, most_replicas, totals
+from scaler.sources.kafka.lag import (
+    KafkaReading,
+    PartitionReading,
+    is_active,
+    lag_messages,
+    metric_value,
+    most_replicas,
+    totals,
+)
 
 # What people are shown of a group with very many topics.
 _TOPICS_SHOWN = 20

@@ -179,9 +179,9 @@ def metric_value(sums: Totals, rules: LagRules) -> int:
 
 
 def most_replicas(sums: Totals, rules: LagRules) -> int | None:
-    """How many replicas can have work at once, by the cap of `metric_value`; None: nothing caps, or no partition is known.
+    """How many replicas can have work at once, by the cap of `metric_value`; None: it has none, or knows no partition.
 
-    A partition is read by one consumer of a group; a replica is taken for one.
+    A partition is read by one consumer of a group, and a replica is taken for one.
     """
     if rules.limit_to_partitions_with_lag:
         return sums.with_lag

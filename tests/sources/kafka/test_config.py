@@ -447,11 +447,20 @@ def test_a_sample_counts_the_selected_partitions_only() -> None:
     reading = KafkaReading(7.0, tuple(partition("my-topic", number, 10 + number) for number in range(6)))
     sample = SOURCE.sample(config, reading, now_seconds=9.0, view=None)
     assert sample.at_seconds == 7.0
-    assert sample.metric_value == sample.waiting == 11 + 13 + 14
+    assert sample.metric_value == sample.in_system == 11 + 13 + 14
+    assert sample.waiting is None  # what a consumer holds in its hands is among them, and not told
     assert sample.active
     assert (sample.arrived_total, sample.completed_total, sample.in_flight) == (300.0, 300.0 - 38, None)
     assert sample.lumpy_completions
     assert sample.raw["partitions"] == 3.0
+    assert sample.most_replicas is None
+
+
+def test_the_metric_is_capped_and_what_is_in_the_system_is_not() -> None:
+    config, _ = parsed({**BASE, "lagThreshold": "10"})
+    reading = KafkaReading(7.0, tuple(partition("my-topic", number, 40) for number in range(2)))
+    sample = SOURCE.sample(config, reading, now_seconds=9.0, view=None)
+    assert (sample.metric_value, sample.in_system, sample.most_replicas) == (20.0, 80.0, 2)
 
 
 def test_no_selected_partition_is_an_error_and_no_zero() -> None:

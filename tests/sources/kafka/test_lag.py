@@ -18,6 +18,7 @@ from scaler.sources.kafka.lag import (
     is_active,
     lag_messages,
     metric_value,
+    most_replicas,
     totals,
 )
 
@@ -205,6 +206,32 @@ def test_partitions_with_lag_leaves_stuck_ones_out() -> None:
     assert sums is not None
     assert (sums.with_lag, sums.stuck, sums.lag, sums.full_lag) == (1, 1, 50, 100)
     assert metric_value(sums, rules) == 10
+
+
+@pytest.mark.parametrize(
+    ("lags", "rules", "most"),
+    [
+        pytest.param([500, 0, 7], RULES, 3, id="a consumer for each partition"),
+        pytest.param([0, 0, 0], RULES, 3, id="whether or not it has lag"),
+        pytest.param([500, 0, 7], replace(RULES, allow_idle_consumers=True), None, id="idle consumers allowed"),
+        pytest.param([500, 0, 7], replace(RULES, limit_to_partitions_with_lag=True), 2, id="partitions with lag"),
+        pytest.param([0, 0], replace(RULES, limit_to_partitions_with_lag=True), 0, id="none has lag"),
+        pytest.param(
+            [5, 0], replace(RULES, allow_idle_consumers=True, limit_to_partitions_with_lag=True), 1, id="both asked for"
+        ),
+        pytest.param(
+            [5, 0], replace(RULES, allow_idle_consumers=True, even_distribution=True), 2, id="even distribution caps"
+        ),
+        pytest.param([], RULES, None, id="of no partitions nothing is known"),
+    ],
+)
+def test_replicas_that_can_have_work_at_once(lags: list[int], rules: LagRules, most: int | None) -> None:
+    partitions = [reading(partition=number, committed=1000 - lag, end=1000) for number, lag in enumerate(lags)]
+    sums = totals(partitions, rules)
+    assert sums is not None
+    assert most_replicas(sums, rules) == most
+    if most:
+        assert metric_value(sums, rules) <= most * rules.lag_threshold
 
 
 def test_one_unknown_partition_makes_the_whole_unknown() -> None:
