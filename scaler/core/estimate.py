@@ -248,10 +248,15 @@ def updated(
 
     waking_since = known.waking_since_seconds
     cold_count, cold_mean, cold_squares = known.cold_starts, known.cold_start_mean_seconds, known.cold_start_squares
-    if waking_since is not None and (in_flight > 0 or completions > 0):
+    # What is in flight may only be believed in; that something was completed is seen.
+    by_commits = sample.in_flight is None and sample.completed_total is not None
+    if waking_since is not None and (completions > 0 or (in_flight > 0 and not by_commits)):
         told = sample.in_flight is not None or sample.completed_total is not None
         if told and known.is_usual(elapsed_seconds):
-            cold_starts_seconds = (max(now_seconds - waking_since - 0.5 * elapsed_seconds, 0.1),)
+            seconds = now_seconds - waking_since - 0.5 * elapsed_seconds
+            if by_commits:  # what was completed had to be worked on first
+                seconds = max(seconds - known.service_seconds(goals), 0.5 * seconds)
+            cold_starts_seconds = (max(seconds, 0.1),)
         waking_since = None
     elif waking and waking_since is None and in_flight == 0:
         waking_since = now_seconds

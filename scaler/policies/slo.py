@@ -229,6 +229,10 @@ class Slo:
         if last is None or answered < asked or (asked == 0 and known.in_flight > 0):
             kept_seconds = KEDA_COOLDOWN_SECONDS if goals.cooldown_seconds is None else goals.cooldown_seconds
             unsure_until_seconds = now_seconds + kept_seconds
+        elif blind and sample.in_flight is None and sample.completed_total is not None:
+            # Only what is completed shows that one serves; of many it shows the fastest, of one when that began to.
+            if answered == 1 and sample.completed_total == before.completed_total:
+                woken = state.woken if asked > 0 else now_seconds > (unsure_until_seconds or -math.inf)
         elif blind and desired > 0 and known.in_flight == 0:
             woken = state.woken if asked > 0 else now_seconds > (unsure_until_seconds or -math.inf)
         return Proposal(

@@ -119,3 +119,32 @@ def test_replicas_that_were_not_answered_are_not_believed_to_start_again_and_aga
         assert decision.desired_replicas == 2
     assert memory.state.estimates.in_flight == 2.0
     assert len(memory.state.asked_at_seconds) == 0
+
+
+def woken(*, requests: int, serves_after_seconds: int, service_seconds: int) -> SloState:
+    """Blind: requests come to an idle group; the first is committed when one serves and has worked on it."""
+    memory: Memory[SloState] = Memory(state=POLICY.start())
+    goals = replace(GOALS, service_seconds=float(service_seconds), cooldown_seconds=0.0, wait_seconds=600.0)
+    for second in range(0, 400, 2):
+        arrived = requests if second >= 100 else 0
+        done = min(max(second - 100 - serves_after_seconds, 0) // service_seconds, requests)
+        sample = Sample(
+            at_seconds=float(second),
+            metric_value=float(arrived - done),
+            active=arrived > done,
+            in_system=float(arrived - done),
+            arrived_total=float(arrived),
+            completed_total=float(done),
+        )
+        _, memory = decide(POLICY, goals, memory, sample=sample, view=None, now_seconds=float(second))
+    return memory.state
+
+
+def test_blind_the_first_commit_after_zero_tells_a_cold_start_once_and_without_its_service_time() -> None:
+    known = woken(requests=1, serves_after_seconds=90, service_seconds=20).estimates
+    assert known.cold_starts == 1
+    assert known.cold_start_mean_seconds == pytest.approx(90.0, abs=15.0)
+
+
+def test_blind_the_first_commit_of_many_replicas_tells_no_cold_start() -> None:
+    assert woken(requests=200, serves_after_seconds=90, service_seconds=20).estimates.cold_starts == 0

@@ -66,7 +66,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         name="allowIdleConsumers",
         kind="flag",
         default=False,
-        help="more replicas than partitions are allowed; else the metric is capped at partitions x lagThreshold",
+        help="more replicas than partitions are allowed; else the metric is capped at partitions x lagThreshold, and "
+        "no policy asks for more replicas than partitions",
     ),
     Parameter(
         name="scaleToZeroOnInvalidOffset",
