@@ -137,7 +137,7 @@ def decide(
         steps = steps if step is None else (*steps, step)
         value, step = rails.bound(value, active=active, goals=goals)
         steps = steps if step is None else (*steps, step)
-        value, step = rails.reach(value, sample=sample, view=view, goals=goals)
+        value, step = rails.reach(value, sample=sample, view=view, last=last, goals=goals)
         steps = steps if step is None else (*steps, step)
     decision = Decision(
         at_seconds=now_seconds,

@@ -75,12 +75,19 @@ def doubted(doubt: Doubt[StateT] | None, before: Estimates, known: Estimates, re
 
 
 def never_served(
-    doubt: Doubt[StateT], before: Estimates, known: Estimates, goals: Goals, *, ready: int, in_flight: float | None
+    doubt: Doubt[StateT],
+    before: Estimates,
+    known: Estimates,
+    goals: Goals,
+    *,
+    ready: int,
+    in_flight: float | None,
+    starting: int = 0,
 ) -> bool:
     """Whether the sample that made `known` of `before` shows that what is in doubt went without being served.
 
     Far more is gone than what serves could have begun since the sample before: `ready` replicas, or as many slots as
-    are seen to be busy (`in_flight`).
+    are seen to be busy (`in_flight`). Those that are `starting` may have come sooner than is believed.
     """
     before_seconds, now_seconds = before.at_seconds, known.at_seconds
     if before_seconds is None or now_seconds is None or now_seconds < before_seconds:
@@ -96,7 +103,7 @@ def never_served(
     likely = slots * (now_seconds - before_seconds) / service_seconds
     if before.completed_total is not None and known.completed_total is not None:
         likely = max(likely, known.completed_total - before.completed_total)
-    return far_more(waited - known.waiting - slots, likely)
+    return far_more(waited - known.waiting - slots - starting * goals.concurrency, likely)
 
 
 def undone(doubt: Doubt[StateT], before: Estimates, *, waiting: float, in_flight: float | None) -> Estimates:
@@ -127,6 +134,7 @@ def undone(doubt: Doubt[StateT], before: Estimates, *, waiting: float, in_flight
         completions=served.completions,
         waits=replace(before.waits, batches=kept),
         recent=tuple([(count + moved, at) for count, at in then.recent]),
+        flow=None,
         hours=then.hours if then.hours.hour == before.hours.hour else then.hours.unbegun(),
     )
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from scaler.core.flows import Flow
 from scaler.core.hours import NO_HOURS, Hours
 from scaler.core.model import Goals, Sample
 from scaler.core.surprises import NO_SURPRISES, Surprises
@@ -24,6 +25,8 @@ from scaler.core.window import NOTHING, Smoothed
 
 _MOST_RECENT = 24  # arrivals, by sample, from which the level of demand is told
 _COMPLETIONS_KEPT = 300.0  # service seconds are the mean of about so many completions
+_GUESSED_KEPT = 3_000.0  # ... where nobody counts them: what is inferred from even traffic is off, ever the same way
+_IN_WORK_SERVICES = 3.0  # after a queue has ended: by then nothing is in work any more that was when it did
 _COLD_STARTS_KEPT = 20.0
 _TOLD_COUNTS_AS = 4.0  # completions: a service time that somebody told, which may be a mistake
 _LONGEST_SECONDS = 60.0  # between two samples from which service times are learned ...
@@ -65,14 +68,13 @@ class Estimates:
     recent: tuple[tuple[float, float], ...] = ()  # (arrived before, at) of arrivals, newest last, older ones thinned
     hours: Hours = NO_HOURS
     queued_at_seconds: float | None = None  # when something was last seen to wait
+    flow: Flow | None = None  # while something waits and nobody counts
 
     # --- what others ask for ---
 
     def service_seconds(self, goals: Goals) -> float:
         """Seconds one request keeps a slot busy; a first guess counts as one completion, what is told as a few."""
-        first_seconds, count = SERVICE_FIRST_SECONDS, 1.0
-        if goals.service_seconds is not None:
-            first_seconds, count = goals.service_seconds, _TOLD_COUNTS_AS
+        first_seconds, count = service_first(goals)
         return max((self.busy_slot_seconds + count * first_seconds) / (self.completions + count), 1e-3)
 
     def lead_seconds(self, goals: Goals) -> float:
@@ -132,7 +134,7 @@ class Estimates:
 
 NOTHING_KNOWN = Estimates()
 _FIELDS = tuple(field.name for field in fields(Estimates))
-_PARTS = {"short": Smoothed, "long": Smoothed, "surprises": Surprises, "waits": Waits, "hours": Hours}
+_PARTS = {"short": Smoothed, "long": Smoothed, "surprises": Surprises, "waits": Waits, "hours": Hours, "flow": Flow}
 _PAIRS = ("batches", "profile")  # of those
 
 
@@ -213,6 +215,19 @@ def updated(
         elapsed_seconds=elapsed_seconds,
     )
     lead_seconds, short_seconds, long_seconds = _windows(known, goals)
+    # How busy they were while nobody looked for long, both ends of it don't tell.
+    tells = not purged and elapsed_seconds <= max(_LONGEST_SECONDS, _LONGEST_INTERVALS * interval_seconds)
+    uncounted = sample.arrived_total is None and sample.completed_total is None
+    # Replicas that are only believed in may not be there: what does not move then would tell of ever longer services.
+    queued = uncounted and tells and known.waiting > 0 and not (blind and sample.in_flight is None)
+    flow: Flow | None = None
+    busy_sum, done_sum = known.busy_slot_seconds, known.completions
+    if queued:
+        of_queue = _queued(known, goals, change, 0.5 * (known.in_flight + in_flight), elapsed_seconds=elapsed_seconds)
+        arrivals = of_queue[1]
+        completions = arrivals - change
+        if waiting > 0:  # else it ended on the way, and nobody knows when
+            flow, _, busy_sum, done_sum = of_queue
     rate = arrivals / elapsed_seconds
     short, long = known.short.fed(rate, now_seconds, short_seconds), known.long.fed(rate, now_seconds, long_seconds)
 
@@ -235,16 +250,15 @@ def updated(
             recent = (*recent[:half:2], *recent[half:])
     surprises = known.surprises.fed(arrivals, short.value, lead_seconds=lead_seconds, now_seconds=now_seconds)
 
-    busy_sum, done_sum = known.busy_slot_seconds, known.completions
-    # How busy they were while nobody looked for long, both ends of it don't tell.
-    if not purged and elapsed_seconds <= max(_LONGEST_SECONDS, _LONGEST_INTERVALS * interval_seconds):
+    if tells and flow is None and not (uncounted and _was_in_work(known, sample, goals, now_seconds)):
         if sample.in_flight is None and sample.completed_total is None and sample.waiting is not None:
             busy, completions = _served(known, goals, waiting, ready=None if blind else ready, seconds=elapsed_seconds)
         if busy == 0.0 and sample.completed_total is None:  # nothing was seen at work: what is gone may be purged
             completions = max(completions + min(change, 0.0), 0.0)
         busy_sum, done_sum = busy_sum + busy, done_sum + completions
-        if done_sum > _COMPLETIONS_KEPT:
-            busy_sum, done_sum = busy_sum * _COMPLETIONS_KEPT / done_sum, _COMPLETIONS_KEPT
+        most = _GUESSED_KEPT if uncounted else _COMPLETIONS_KEPT
+        if done_sum > most:
+            busy_sum, done_sum = busy_sum * most / done_sum, most
 
     waking_since = known.waking_since_seconds
     cold_count, cold_mean, cold_squares = known.cold_starts, known.cold_start_mean_seconds, known.cold_start_squares
@@ -293,7 +307,14 @@ def updated(
         recent,
         known.hours.fed(arrivals, elapsed_seconds, now_seconds),
         now_seconds if waiting > 0 else known.queued_at_seconds,
+        flow,
     )
+
+
+def service_first(goals: Goals) -> tuple[float, float]:
+    """(seconds that a slot is busy with one request as far as anyone says, how many completions that counts as)."""
+    told_seconds = goals.service_seconds
+    return (SERVICE_FIRST_SECONDS, 1.0) if told_seconds is None else (told_seconds, _TOLD_COUNTS_AS)
 
 
 def cold_start_first(goals: Goals) -> float:
@@ -307,7 +328,7 @@ def dumped(known: Estimates) -> dict[str, Any]:
     plain: dict[str, Any] = {name: getattr(known, name) for name in _FIELDS}
     for name in _PARTS:
         part = plain[name]
-        plain[name] = {field.name: getattr(part, field.name) for field in fields(part)}
+        plain[name] = None if part is None else {field.name: getattr(part, field.name) for field in fields(part)}
     return plain
 
 
@@ -399,6 +420,7 @@ def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, n
         surprises=replace(known.surprises, at_seconds=now_seconds, arrived=0.0, forecast=known.short.value),
         waking_since_seconds=None,
         waits=known.waits.begun_anew(waiting, now_seconds),
+        flow=None,
         recent=((-in_flight, now_seconds),) if waiting + in_flight else (),
         hours=known.hours.unbegun(),
     )
@@ -431,12 +453,52 @@ def _flows(
         arrivals = max(change + (completions or 0.0), 0.0)
     elif completions is None:
         completions = max(arrivals - change, 0.0)
-    purged = bool(change < 0 and (completions or 0.0) > 10.0 * likely + 20.0)
+    purged = bool(change < 0 and far_more(completions or 0.0, likely))
     if sample.in_flight is not None and sample.arrived_total is not None and sample.completed_total is not None:
         # Counters that don't count what is purged: it is gone without having been completed.
         lost = arrivals - (completions or 0.0) - change
         purged = purged or lost > max(20.0, 0.5 * known.waiting)
     return arrivals, completions or 0.0, purged
+
+
+def _queued(
+    known: Estimates, goals: Goals, change: float, busy: float, *, elapsed_seconds: float
+) -> tuple[Flow, float, float, float]:
+    """(what the queue tells by then, arrivals, slot-seconds, completions): it waited all along, and nobody counts.
+
+    The last two are the known service time with its weight, put as what is kept of exact ones.
+    """
+    first_seconds, count = service_first(goals)
+    _, short_seconds, long_seconds = _windows(known, goals)
+    long, flow = known.long, known.flow
+    service_seconds = known.service_seconds(goals)
+    if flow is None:  # as far as nobody looked for long, as many may arrive as are completed
+        unseen_rate = (1.0 - known.short.weight) * busy / service_seconds
+        seen_seconds = max(long_seconds * long.weight, 1.0)
+        flow = Flow(long.value, known.dispersion * long.value / seen_seconds + unseen_rate * unseen_rate)
+    flow, arrivals, pace, weight = flow.fed(
+        change,
+        busy=busy,
+        pace=1.0 / service_seconds,
+        weight=count + known.completions,
+        usual_rate=long.value,
+        dispersion=known.dispersion,
+        elapsed_seconds=elapsed_seconds,
+        tau_seconds=short_seconds,
+    )
+    completions = min(max(weight - count, 0.0), _COMPLETIONS_KEPT)
+    return flow, arrivals, (completions + count) / pace - count * first_seconds, completions
+
+
+def _was_in_work(known: Estimates, sample: Sample, goals: Goals, now_seconds: float) -> bool:
+    """Whether what ends now was in work already when a queue ended: how long that took, what is seen of it can't tell.
+
+    Of n that are served when nothing waits any more each has half of its service behind it, on average: its rest
+    would be taken for a service.
+    """
+    if sample.in_flight is None or known.queued_at_seconds is None:
+        return False
+    return now_seconds - known.queued_at_seconds < _IN_WORK_SERVICES * known.service_seconds(goals)
 
 
 def _served(

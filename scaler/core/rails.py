@@ -109,9 +109,17 @@ def cap(desired: float, *, sample: Sample, goals: Goals) -> tuple[float, Step | 
     )
 
 
-def reach(desired: float, *, sample: Sample, view: ReplicaView | None, goals: Goals) -> tuple[float, Step | None]:
-    """A count that the HPA can be moved to from the replicas that it sees."""
+def reach(
+    desired: float, *, sample: Sample, view: ReplicaView | None, last: Decision | None, goals: Goals
+) -> tuple[float, Step | None]:
+    """A count that the HPA can be moved to from the replicas that it sees.
+
+    Where nobody tells which it sees, what was asked for last stays if it is let go by so little that the HPA ignores
+    it: it is there, and to take it for gone would make its next use look like a cold start. Never is more asked for.
+    """
     status_replicas = None if view is None else view.status_replicas
+    if status_replicas is None and last is not None and desired < last.desired_replicas:
+        status_replicas = last.desired_replicas
     if status_replicas is None or desired < 1 or desired == status_replicas:
         return desired, None
     count = reachable(math.ceil(desired - 1e-9), status_replicas, goals.hpa_tolerance, goals.max_replicas)

@@ -160,7 +160,13 @@ class Slo:
         )
         doubt = state.doubt
         if doubt is not None and never_served(
-            doubt, before, known, goals, ready=view.ready, in_flight=sample.in_flight
+            doubt,
+            before,
+            known,
+            goals,
+            ready=view.ready,
+            in_flight=sample.in_flight,
+            starting=len(view.starting_at_seconds),
         ):
             before = undone(doubt, before, waiting=known.waiting, in_flight=sample.in_flight)
             return self.propose(situation, replace(state, estimates=before, holds=doubt.rest, doubt=None))

@@ -1,0 +1,69 @@
+"""Whole runs in which nobody counts what arrives and ends, as SQS does not: the promise is kept all the same."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from scaler.core.model import Goals
+from scaler.policies.slo import POLICY
+from scaler.simulator.arrivals import Arrival, Bursts, Poisson, Service, Steady, generate
+from scaler.simulator.controllers import Pilot
+from scaler.simulator.world import Outcome, World, WorldSpec, cold_start
+
+HOUR = 3_600.0
+
+
+def played(trace: list[Arrival], goals: Goals, lead_seconds: float, **sees: Any) -> tuple[Pilot, Outcome]:
+    pilot = Pilot(policy=POLICY, goals=goals, chance=random.Random(2), sample_seconds=5.0, **sees)
+    spec = WorldSpec(
+        cold_start=cold_start(lead_seconds), concurrency=goals.concurrency, scored_from_seconds=5.0 * lead_seconds
+    )
+    return pilot, World(spec, trace, random.Random(1)).run(pilot)
+
+
+@pytest.mark.parametrize("sees_in_flight", [True, False], ids=["in flight told", "queue only"])
+def test_a_standing_queue_is_not_taken_for_requests_that_come_and_go(*, sees_in_flight: bool) -> None:
+    """Eight at once for 120 s each, guessed at 5 s: all were late, and thought to be in time."""
+    service = Service(mean_seconds=120.0, variation=1e-9)
+    trace = list(generate(Poisson(rate_per_second=1.6), service, random.Random(3), 4.0 * HOUR))
+    goals = Goals(target_value=1.0, wait_seconds=600.0, concurrency=8)
+    pilot, outcome = played(trace, goals, 120.0, sees_counters=False, sees_in_flight=sees_in_flight)
+    assert outcome.share_within(600.0) >= 0.94
+    assert 60.0 < pilot.memory.state.estimates.service_seconds(goals) < 240.0
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_what_a_burst_has_left_is_not_taken_for_more_that_arrives(seed: int) -> None:
+    pattern = Bursts(quiet_rate_per_second=0.05, burst_rate_per_second=2.0, burst_seconds=60.0, every_seconds=900.0)
+    service = Service(mean_seconds=10.0, variation=0.5)
+    trace = list(generate(pattern, service, random.Random(seed), 8.0 * HOUR))
+    goals = Goals(target_value=1.0, wait_seconds=60.0, concurrency=2)
+    pilot, outcome = played(trace, goals, 60.0, sees_counters=False)
+    believed = pilot.memory.state.estimates.waits.achieved
+    assert believed is not None
+    assert outcome.share_within(60.0) >= 0.92
+    assert believed == pytest.approx(outcome.share_within(60.0), abs=0.04)
+
+
+def test_even_traffic_does_not_let_service_times_run_away() -> None:
+    service = Service(mean_seconds=10.0, variation=0.3)
+    trace = list(generate(Steady(rate_per_second=1.56), service, random.Random(5), 8.0 * HOUR))
+    goals = Goals(target_value=1.0, wait_seconds=120.0, concurrency=4)
+    _, counted = played(trace, goals, 60.0)
+    pilot, outcome = played(trace, goals, 60.0, sees_counters=False)
+    assert outcome.share_within(120.0) >= 0.95
+    assert outcome.gpu_seconds < 1.5 * counted.gpu_seconds
+    assert pilot.memory.state.estimates.service_seconds(goals) < 40.0
+
+
+def test_what_the_hpa_leaves_alone_is_no_cold_start_of_two_seconds() -> None:
+    """From ten replicas up it ignores a step of one: what was let go is there, and is in use again at once."""
+    pattern = Bursts(every_seconds=1_800.0, irregularity=1.0, quiet_rate_per_second=0.02)
+    trace = list(generate(pattern, Service(mean_seconds=10.0, variation=0.5), random.Random(1), 16.0 * HOUR))
+    goals = Goals(target_value=1.0, wait_seconds=15.0)
+    pilot, outcome = played(trace, goals, 15.0, sees_replicas=False)
+    assert pilot.memory.state.estimates.cold_start(goals)[0] > 10.0
+    assert outcome.share_within(15.0) >= 0.92
