@@ -1116,18 +1116,17 @@ class Evaluator:
         self._judge(workload.scaled_object)
         if workload.called_at > -math.inf:
             self._called[workload.digest] = workload.called_at
-        memory = workload.memory
-        if workload.superseded:
-            pass
-        elif workload.unread is not None:
-            key, known = workload.unread
-            self._learned[key] = known
-        elif memory.last is not None:
-            self._learned[_learned_key(workload.trigger)] = Restored(
-                decision=memory.last, state=memory.state, sample=memory.sample
-            )
-        if workload.dry_run is not None and not workload.superseded:
-            self._learned[_trial_key(workload.trigger)] = workload.dry_run.kept
+        if not workload.superseded:
+            memory = workload.memory
+            if workload.unread is not None:
+                key, known = workload.unread
+                self._learned[key] = known
+            elif memory.last is not None:
+                self._learned[_learned_key(workload.trigger)] = Restored(
+                    decision=memory.last, state=memory.state, sample=memory.sample
+                )
+            if workload.dry_run is not None:
+                self._learned[_trial_key(workload.trigger)] = workload.dry_run.kept
         for kept in (self._called, self._learned):
             while len(kept) > _PAST_KEPT:
                 kept.popitem(last=False)

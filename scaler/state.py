@@ -670,15 +670,11 @@ def read_recording(path: str | Path, workload: str, *, source: str | None = None
             file /= FILE_NAME
         mode = file.stat().st_mode
     except FileNotFoundError:
-        raise RecordingUnreadable(
-            f"recording {quoted(file, limit=400)} does not exist; expected the service's state folder"
-        ) from None
+        raise RecordingUnreadable(f"{_named(file)} does not exist; expected the service's state folder") from None
     except OSError as err:
-        raise RecordingUnreadable(f"recording {quoted(file, limit=400)} can't be read: {err.strerror}") from err
+        raise RecordingUnreadable(f"{_named(file)} can't be read: {err.strerror}") from err
     if not stat.S_ISREG(mode):
-        raise RecordingUnreadable(
-            f"recording {quoted(file, limit=400)} is no file; expected the service's state folder"
-        )
+        raise RecordingUnreadable(f"{_named(file)} is no file; expected the service's state folder")
     try:
         with contextlib.closing(
             sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
@@ -699,15 +695,12 @@ def read_recording(path: str | Path, workload: str, *, source: str | None = None
                     known = value is not None or column not in _ALWAYS
                     if not known or not (value is None or (isinstance(value, int | float) and math.isfinite(value))):
                         raise RecordingUnreadable(
-                            f"recording {quoted(file, limit=400)}, observation {number}: {column} is "
-                            f"{quoted(value)}; expected a number"
+                            f"{_named(file)}, observation {number}: {column} is {quoted(value)}; expected a number"
                         )
                 found = dict(zip(_OBSERVED, values, strict=True))
                 yield Observation(**found | {"active": bool(found["active"])})
     except sqlite3.Error as err:
-        raise RecordingUnreadable(
-            f"recording {quoted(file, limit=400)} can't be read: {err}; expected a state file of Pilotlight"
-        ) from err
+        raise RecordingUnreadable(f"{_named(file)} can't be read: {err}; expected a state file of Pilotlight") from err
 
 
 _OBSERVED: Final = (
@@ -730,6 +723,11 @@ _OBSERVED: Final = (
 _ALWAYS: Final = frozenset({"at_seconds", "metric_value", "desired_replicas", "active"})
 
 
+def _named(file: Path) -> str:
+    """How a recording is named to people, whole where its path is long."""
+    return f"recording {quoted(file, limit=400)}"
+
+
 def _check_ours(connection: sqlite3.Connection, file: Path) -> None:
     """Raises RecordingUnreadable for a file that is not Pilotlight's, or of a version that is not known."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -737,14 +735,13 @@ def _check_ours(connection: sqlite3.Connection, file: Path) -> None:
     if application != _APPLICATION_ID:
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         raise RecordingUnreadable(
-            f"recording {quoted(file, limit=400)} "
+            f"{_named(file)} "
             + (f"is another program's: its application id is {application:#x}" if tables else "is empty")
             + f"; expected a state file of Pilotlight ({_APPLICATION_ID:#x})"
         )
     if version != _VERSION:
         raise RecordingUnreadable(
-            f"recording {quoted(file, limit=400)} is of version {version}; expected {_VERSION}: read it with the "
-            "Pilotlight that wrote it"
+            f"{_named(file)} is of version {version}; expected {_VERSION}: read it with the Pilotlight that wrote it"
         )
 
 

@@ -203,17 +203,20 @@ def _scribbled(file: Path) -> None:
     file.write_bytes(whole)
 
 
+def _altered(file: Path, *statements: str) -> None:
+    with sqlite3.connect(file) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
 def _foreign(file: Path) -> None:
     file.unlink()
-    with sqlite3.connect(file) as connection:
-        connection.execute("CREATE TABLE recipes (name TEXT)")
-    connection.close()
+    _altered(file, "CREATE TABLE recipes (name TEXT)")
 
 
 def _newer(file: Path) -> None:
-    with sqlite3.connect(file) as connection:
-        connection.execute("PRAGMA user_version=99")
-    connection.close()
+    _altered(file, "PRAGMA user_version=99")
 
 
 @pytest.mark.parametrize("damage", [_garbage, _truncated, _scribbled, _foreign, _newer])
@@ -619,22 +622,15 @@ def _empty(file: Path) -> None:
 
 def _without_tables(file: Path) -> None:
     file.unlink()
-    with sqlite3.connect(file) as connection:
-        connection.execute("PRAGMA user_version=1")
-        connection.execute("PRAGMA application_id=0x50494C4F")
-    connection.close()
+    _altered(file, "PRAGMA user_version=1", "PRAGMA application_id=0x50494C4F")
 
 
 def _with_a_word(file: Path) -> None:
-    with sqlite3.connect(file) as connection:
-        connection.execute("UPDATE observation SET waiting = 'many'")
-    connection.close()
+    _altered(file, "UPDATE observation SET waiting = 'many'")
 
 
 def _with_infinity(file: Path) -> None:
-    with sqlite3.connect(file) as connection:
-        connection.execute("UPDATE observation SET in_flight = 9e999")
-    connection.close()
+    _altered(file, "UPDATE observation SET in_flight = 9e999")
 
 
 def _pipe(file: Path) -> None:
