@@ -274,6 +274,7 @@ class Workload:
         "unread",
         "waiters",
         "warm",
+        "warm_until_unix_seconds",
     )
 
     def __init__(self, digest: Digest, trigger: Trigger, scaled_object: ScaledObject, now: float) -> None:
@@ -300,6 +301,7 @@ class Workload:
         self.peak = 0
         # The hint for its warm pool, kept current once somebody has asked for it.
         self.warm: warm_pool.WarmHint | None = None
+        self.warm_until_unix_seconds: float | None = None
         self.dry_run = None if trigger.dry_run is None else _Watched(Memory(state=trigger.dry_run.start()))
         self.streams: list[Stream] | None = None
         self.waiters: list[asyncio.Future[None]] | None = None
@@ -332,6 +334,7 @@ class Workload:
             last=self.memory.last,
             dry_run=self.watched,
             warm=self.warm,
+            warm_until_unix_seconds=self.warm_until_unix_seconds,
         )
 
     @property
@@ -370,12 +373,14 @@ class Evaluator:
         telemetry: Telemetry,
         keeper: Keeping | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
         chance: Random | None = None,
     ) -> None:
         self._settings = settings
         self._keeper = keeper
         self._telemetry = telemetry
         self._clock = clock
+        self._wall = wall  # for a series that tells a moment to others; nothing is decided by it
         self._chance = chance or Random()  # noqa: S311 - spreads load, guards nothing
         self._readers: Reading | None = None
         self._workloads: dict[Digest, Workload] = {}
@@ -767,8 +772,9 @@ class Evaluator:
             most = most_useful(memory.sample, goals)
             if most is not None and most < goals.max_replicas:
                 goals = replace(goals, max_replicas=most)
-        workload.warm = warm_pool.warm_hint(known, goals, ready=ready, starting_at_seconds=starting, now_seconds=now)
-        return workload.warm
+        hint = warm_pool.warm_hint(known, goals, ready=ready, starting_at_seconds=starting, now_seconds=now)
+        workload.warm, workload.warm_until_unix_seconds = hint, self._wall() + hint.valid_seconds
+        return hint
 
     @property
     def draining(self) -> bool:

@@ -63,6 +63,7 @@ class WorkloadFacts(NamedTuple):
     last: Decision | None
     dry_run: DryRun | None = None
     warm: WarmHint | None = None
+    warm_until_unix_seconds: float | None = None
 
 
 class Histogram:
@@ -343,9 +344,24 @@ _SERIES: tuple[tuple[str, str, Callable[[WorkloadFacts], float | None]], ...] = 
         lambda facts: facts.warm.expected_demand if facts.warm else None,
     ),
     (
+        "scaler_warm_pool_demand_quantile",
+        "Requests within the lead time that a warm pool is sized for: that quantile of the demand.",
+        lambda facts: facts.warm.demand_quantile if facts.warm else None,
+    ),
+    (
+        "scaler_warm_pool_quantile_ratio",
+        "The quantile of the demand that a warm pool is sized for, 0 to 1.",
+        lambda facts: facts.warm.quantile if facts.warm else None,
+    ),
+    (
         "scaler_warm_pool_lead_time_seconds",
         "The cold start that a warm pool bridges.",
         lambda facts: facts.warm.lead_time_seconds if facts.warm else None,
+    ),
+    (
+        "scaler_warm_pool_valid_until_timestamp_seconds",
+        "Unix time until which a warm pool's size holds unless what is known changes.",
+        lambda facts: facts.warm_until_unix_seconds,
     ),
     ("scaler_failing", "1 where the source can't be read at present.", lambda facts: int(facts.failing)),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -32,6 +33,7 @@ from tests.service.test_evaluator_properties import Clock, Desk
 from tests.service.test_keda_calls import Keda, trigger
 
 KEYS = {"awsAccessKeyID": "key", "awsSecretAccessKey": "secret"}
+UNIX = 1_790_000_000.0
 SLO = {"waitSeconds": "20", "serviceSeconds": "10", "coldStartSeconds": "10", "holdSeconds": "5"}
 
 
@@ -48,11 +50,13 @@ class Bench:
             settings = StateSettings(commit_seconds=0.02)
             self.state = StateFile(folder, settings, clock=self.clock, wall=lambda: wall + self.clock.now - began)
             self.state.start()
+        self.telemetry = Telemetry(TelemetrySettings(), clock=self.clock)
         self.evaluator = Evaluator(
             settings=Settings(),
-            telemetry=Telemetry(TelemetrySettings(), clock=self.clock),
+            telemetry=self.telemetry,
             keeper=self.state,
             clock=self.clock,
+            wall=lambda: UNIX + self.clock.now,
             chance=Random(7),
         )
         self.evaluator.attach(Desk())
@@ -575,6 +579,42 @@ def test_a_pool_for_a_workload_that_nobody_knows_has_no_number() -> None:
     answer = bench.evaluator.metrics(second)
     assert isinstance(answer, SourceNoData)
     assert 'warmFor "llama"' in str(answer)
+
+
+def warm_series(bench: Bench) -> dict[str, float]:
+    """What `/metrics` tells of warm pools, by name."""
+    text = b"".join(bench.telemetry.text()).decode()
+    found = re.findall(r"^(scaler_warm_pool_\w+)\{.*\} (\S+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+def test_the_series_of_a_warm_pool_tell_the_hint_whole_and_until_when() -> None:
+    bench = Bench()
+    workload = bench.workload("orders", warm="pool", **SLO)
+    assert not warm_series(bench)  # nothing was read yet: not known is absent, not 0
+    for value in [0.0, 3.0, 9.0, 2.0] * 5:
+        bench.read(workload, value)
+    hint = workload.warm
+    assert hint is not None
+    told = {
+        "scaler_warm_pool_replicas": hint.replicas,
+        "scaler_warm_pool_expected_demand": hint.expected_demand,
+        "scaler_warm_pool_demand_quantile": hint.demand_quantile,
+        "scaler_warm_pool_quantile_ratio": hint.quantile,
+        "scaler_warm_pool_lead_time_seconds": hint.lead_time_seconds,
+        "scaler_warm_pool_valid_until_timestamp_seconds": UNIX + bench.clock.now + hint.valid_seconds,
+    }
+    assert 0 < hint.quantile < 1
+    assert warm_series(bench) == told
+    bench.clock.now += 1_000.0  # the source tells nothing: the hint gets no younger by being looked at
+    assert warm_series(bench) == told
+
+
+def test_a_workload_whose_warm_pool_nobody_asks_for_has_no_series_of_one() -> None:
+    bench = Bench()
+    workload = bench.workload("orders", **SLO)
+    bench.read(workload, 9.0)
+    assert not warm_series(bench)
 
 
 async def test_hints_are_told_on_request_and_watched_and_in_metrics(shell: RunShell, world: World) -> None:
