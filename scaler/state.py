@@ -49,7 +49,7 @@ CREATE TABLE observation (
     id INTEGER PRIMARY KEY, workload INTEGER NOT NULL REFERENCES workload (id) ON DELETE CASCADE, at REAL NOT NULL,
     metric_value REAL NOT NULL, waiting REAL, in_flight REAL, arrived_total REAL, completed_total REAL,
     oldest_age REAL, ready INTEGER, starting INTEGER, desired INTEGER NOT NULL, active INTEGER NOT NULL,
-    dry_run_desired INTEGER, run INTEGER, ran REAL, in_system REAL);
+    dry_run_desired INTEGER, run INTEGER, ran REAL, in_system REAL, most_replicas INTEGER);
 CREATE INDEX observation_of ON observation (workload, id);
 """
 
@@ -59,6 +59,7 @@ _ADDED: Final = (
     ("observation", "ran", "REAL"),
     ("last", "ran", "REAL"),
     ("observation", "in_system", "REAL"),
+    ("observation", "most_replicas", "INTEGER"),
 )
 
 # Restored workloads that nobody has asked for yet.
@@ -129,6 +130,7 @@ class Observation:
     run: int | None = None
     ran_seconds: float | None = None
     in_system: float | None = None
+    most_replicas: int | None = None
 
 
 class _Last(NamedTuple):
@@ -233,7 +235,7 @@ class StateFile:
         )
         sample = None
         if read_at is not None:
-            waiting, in_flight, arrived_total, completed_total, oldest_age_seconds, in_system = parts
+            waiting, in_flight, arrived_total, completed_total, oldest_age_seconds, in_system, most_replicas = parts
             sample = Sample(
                 at_seconds=_moment(now, wall_now, read_at),
                 metric_value=read_value,
@@ -244,6 +246,7 @@ class StateFile:
                 arrived_total=arrived_total,
                 completed_total=completed_total,
                 oldest_age_seconds=oldest_age_seconds,
+                most_replicas=most_replicas,
                 approximate=True,  # it is not known whether it was exact
             )
         return Restored(decision=decision, state=state, sample=sample)
@@ -274,6 +277,7 @@ class StateFile:
             decision.active,
             dry_run_desired,
             sample.in_system,
+            sample.most_replicas,
         )
         with self._lock:
             self._lasts[key] = _Last(at, clock_at, policy, decision, state)
@@ -446,8 +450,8 @@ class StateFile:
     ) -> None:
         connection.execute(
             "INSERT INTO observation (workload, at, metric_value, waiting, in_flight, arrived_total, completed_total, "
-            "oldest_age, ready, starting, desired, active, dry_run_desired, in_system, run, ran) "
-            "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            "oldest_age, ready, starting, desired, active, dry_run_desired, in_system, most_replicas, "
+            "run, ran) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (self._id(connection, key), at, *values, self._run_number, self._ran(clock_at)),
         )
 
@@ -550,8 +554,8 @@ class StateFile:
             for namespace, name, source, policy, *row in connection.execute(
                 "SELECT namespace, name, source, policy, last.at, last.active, last.metric_value, target_value, "
                 "last.desired, learned, seen.at, seen.metric_value, waiting, in_flight, arrived_total, "
-                "completed_total, oldest_age, in_system FROM last JOIN workload ON workload.id = last.workload "
-                "LEFT JOIN observation seen ON seen.id = "
+                "completed_total, oldest_age, in_system, most_replicas FROM last "
+                "JOIN workload ON workload.id = last.workload LEFT JOIN observation seen ON seen.id = "
                 "(SELECT max(id) FROM observation WHERE observation.workload = last.workload) "
                 "WHERE coalesce(last.ran, 0) >= (SELECT coalesce(max(ran), 0) FROM last) - ? "
                 "ORDER BY coalesce(last.ran, 0) DESC, last.at DESC LIMIT ?",
@@ -683,7 +687,7 @@ def read_recording(path: str | Path, workload: str, *, source: str | None = None
             chosen = _chosen(connection, namespace, name, source)
             marks = ",".join("?" * len(chosen))
             columns = _columns(connection, "observation")
-            later = ", ".join(name if name in columns else "NULL" for name in ("run", "ran", "in_system"))
+            later = ", ".join(name if name in columns else "NULL" for name in _OBSERVED_LATER)
             for row in connection.execute(
                 "SELECT id, at, metric_value, waiting, in_flight, arrived_total, completed_total, oldest_age, ready, "  # noqa: S608 - the text holds question marks only
                 f"starting, desired, active, dry_run_desired, {later} FROM observation WHERE workload IN ({marks}) "
@@ -719,7 +723,10 @@ _OBSERVED: Final = (
     "run",
     "ran_seconds",
     "in_system",
+    "most_replicas",
 )
+# The last of them, by their columns: a file of an older version has none.
+_OBSERVED_LATER: Final = ("run", "ran", "in_system", "most_replicas")
 _ALWAYS: Final = frozenset({"at_seconds", "metric_value", "desired_replicas", "active"})
 
 

@@ -22,7 +22,7 @@ from scaler.simulator.arrivals import Arrival
 from scaler.simulator.baselines import Backlog, KedaConfig, Knative, RayServe, stock_keda
 from scaler.simulator.controllers import Pilot
 from scaler.simulator.jobs import Answered, JobWorld, Reader, backlogged, strategy_of
-from scaler.simulator.keda import Fixed
+from scaler.simulator.keda import OUR_KEDA, Fixed
 from scaler.simulator.rules import JobSpec, JobStrategy
 from scaler.simulator.world import Outcome, Scaler, World, WorldSpec, cold_start
 
@@ -253,7 +253,12 @@ def scaler_of(case: Case) -> Scaler:
     if name == "keda-tuned" and case.keda is not None:
         return case.keda.scaler(case.concurrency, chance)
     if name in {"keda", "keda-fast"}:
-        return stock_keda(chance, fast=name == "keda-fast")
+        stock = stock_keda(chance, fast=name == "keda-fast")
+        return replace(
+            stock,
+            keda=replace(stock.keda, max_replicas=case.max_replicas),
+            hpa=replace(stock.hpa, max_replicas=case.max_replicas),
+        )
     if name == "knative":
         return Knative(concurrency=case.concurrency, chance=chance, max_replicas=case.max_replicas)
     if name == "ray":
@@ -279,6 +284,7 @@ def scaler_of(case: Case) -> Scaler:
         policy=known[name] if case.varied is None else varied_policy(*case.varied),
         goals=goals,
         chance=chance,
+        keda=replace(OUR_KEDA, max_replicas=case.max_replicas),
         sees_replicas=case.sees_replicas,
         sees_counters=case.sees_counters,
         sees_in_flight=case.sees_in_flight,

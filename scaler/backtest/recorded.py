@@ -14,6 +14,9 @@ How far two rows are apart is told by the process's clock, between two runs of t
 was set back, or a gap is longer than anybody is likely to have been away, its length is not known: it counts as one
 look, and what counters tell of it is left out. So are rows of two processes about the same time.
 
+Where the source says how many replicas can have work at once (Kafka: one for each partition), the most that it said is
+the limit of the replay: partitions are added and never taken away.
+
 Within one interval between two observations arrivals are spread evenly. How long each request took is not recorded: all
 take the mean.
 """
@@ -69,6 +72,18 @@ class _Span:
     arrivals: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What a recording tells of a workload's traffic, from the first observation on.
+
+    `most_replicas`: no more can have work at once; None: the source says nothing of the kind, or an older version wrote
+    the recording.
+    """
+
+    requests: list[Arrival]
+    most_replicas: int | None
+
+
 def recorded_trace(
     path: Path,
     workload: str,
@@ -76,15 +91,19 @@ def recorded_trace(
     source: str | None = None,
     concurrency: int = 1,
     tell: Callable[[str], None] = lambda _: None,
-) -> list[Arrival]:
-    """The requests of `workload` (`namespace/name`), from the first observation on.
+) -> Recorded:
+    """The traffic of `workload` (`namespace/name`).
 
-    `tell` gets one line about what had to be left out, if anything had. Raises RecordingUnreadable, and TraceInvalid
-    where no request was observed, or more than can be simulated.
+    `tell` gets one line about what had to be left out, and one about a limit of replicas, if there is one. Raises
+    RecordingUnreadable, and TraceInvalid where no request was observed, or more than can be simulated.
     """
     rows, gaps, left_out = _in_order(read_recording(path, workload, source=source))
     spans = _spans(rows, gaps, concurrency)
     _tell(tell, workload, rows, gaps, left_out)
+    most_replicas = max((row.most_replicas for row in rows if row.most_replicas is not None), default=None)
+    if most_replicas is not None:
+        most_replicas = max(most_replicas, 1)  # the one that looks for work
+        tell(f"recording of {workload}: at most {most_replicas} replicas can have work at once, as its source says")
     service_seconds = _learn(spans)
     expected = math.fsum(span.arrivals for span in spans)
     where = f"the recording {quoted(path, limit=400)} of {workload}"
@@ -104,7 +123,7 @@ def recorded_trace(
         arrivals.extend(span.from_seconds + span.seconds * (index + 1) / count for index in range(count))
     if not arrivals:
         raise TraceInvalid(f"no request of {workload} was observed in {path}")
-    return [Arrival(at, service_seconds) for at in arrivals]
+    return Recorded(requests=[Arrival(at, service_seconds) for at in arrivals], most_replicas=most_replicas)
 
 
 def _in_order(rows: Iterable[Observation]) -> tuple[list[Observation], list[float | None], int]:

@@ -28,6 +28,7 @@ _PATTERN_HELP = 'a trace file (CSV with t_s and service_s), a shipped trace, or 
 
 # Each slot of a replica that is there from the start takes memory.
 _MOST_SLOTS = 1_000_000
+_MAX_REPLICAS = 100  # KEDA's maxReplicaCount unless it is said
 # A run decides every few seconds while a replica starts.
 _LONGEST_COLD_START_SECONDS = 7 * 86_400.0
 
@@ -99,6 +100,7 @@ def one(
         raise PilotlightError("--recorded goes with --workload namespace/name, and without --trace")
     if recorded is None and trace is None:
         raise PilotlightError(f"--trace is required, or --recorded: {_PATTERN_HELP}")
+    max_replicas = _MAX_REPLICAS
     table, (wait_seconds, attainment) = _steps(steps), _promise(slo)
     from scaler.backtest.folders import prepared, written  # noqa: PLC0415 - heavy imports only where the verb runs
 
@@ -107,18 +109,25 @@ def one(
     if recorded is not None and workload is not None:
         from scaler.backtest.recorded import recorded_trace, write_trace  # noqa: PLC0415 - heavy imports only where used
 
-        requests = recorded_trace(
+        replayed = recorded_trace(
             recorded,
             workload,
             source=source,
             concurrency=concurrency,
             tell=lambda line: typer.echo(f"note: {line}", err=True),
         )
+        if replayed.most_replicas is not None:
+            max_replicas = min(max_replicas, replayed.most_replicas)
+            if (replicas or 0) > max_replicas:
+                raise PilotlightError(
+                    f"--replicas is {replicas}; of {workload} at most {max_replicas} can have work at once, "
+                    "as its source says: name no more"
+                )
         # The processes that simulate read it by its name.
         folder = out or Path(context.with_resource(TemporaryDirectory(prefix="pilotlight-")))
         trace = str(folder / "recorded.csv")
         with written("--out", folder):
-            write_trace(requests, Path(trace))
+            write_trace(replayed.requests, Path(trace))
     from scaler.backtest import report  # noqa: PLC0415 - heavy imports only where the verb runs
     from scaler.backtest.cases import Case, by_use, cached_trace, scaler_of, scored_from_seconds  # noqa: PLC0415 - as above
     from scaler.backtest.traces import is_pattern  # noqa: PLC0415 - as above
@@ -135,6 +144,7 @@ def one(
             target_value=threshold or (80.0 if by_use(name) else 5.0),
             replicas=replicas or 0,
             steps=table,
+            max_replicas=max_replicas,
             score_from_seconds=score_from,
             service_seconds=10.0 if service is None else service,
             days=1.0 if days is None else days,

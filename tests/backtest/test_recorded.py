@@ -13,12 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
+from scaler.backtest.cases import Case, run
 from scaler.backtest.recorded import recorded_trace
 from scaler.backtest.traces import TraceInvalid
 from scaler.cli import build_app
 from scaler.core.model import Decision, Sample
+from scaler.errors import PilotlightError
 from scaler.policies.target import POLICY
 from scaler.settings import StateSettings
 from scaler.simulator.arrivals import Poisson, Service, generate
@@ -53,7 +55,7 @@ def record(folder: Path, *, counters: bool, requests: bool = True, seconds: int 
 
 def test_requests_and_their_length_are_found_again_from_counters(tmp_path: Path) -> None:
     record(tmp_path, counters=True)
-    trace = recorded_trace(tmp_path, "team-a/llama")
+    trace = recorded_trace(tmp_path, "team-a/llama").requests
     assert len(trace) == pytest.approx(120, abs=6)
     assert trace[-1].at_seconds == pytest.approx(591, abs=2)
     assert trace[0].service_seconds == pytest.approx(5.0, rel=0.15)
@@ -61,7 +63,7 @@ def test_requests_and_their_length_are_found_again_from_counters(tmp_path: Path)
 
 def test_without_counters_the_work_is_found_again(tmp_path: Path) -> None:
     record(tmp_path, counters=False)
-    trace = recorded_trace(tmp_path, "team-a/llama")
+    trace = recorded_trace(tmp_path, "team-a/llama").requests
     assert sum(one.service_seconds for one in trace) == pytest.approx(600.0, rel=0.25)
 
 
@@ -127,7 +129,7 @@ def test_without_counters_requests_and_work_are_found_as_well_as_the_page_says(
     tmp_path: Path, *, rate: float, slots: int, in_flight: bool, number_within: float, work_within: float
 ) -> None:
     number, work = served(tmp_path, rate=rate, slots=slots, in_flight=in_flight)
-    trace = recorded_trace(tmp_path, "team-a/llama")
+    trace = recorded_trace(tmp_path, "team-a/llama").requests
     assert len(trace) == pytest.approx(number, rel=number_within)
     assert sum(one.service_seconds for one in trace) == pytest.approx(work, rel=work_within)
 
@@ -138,7 +140,7 @@ def test_of_kafkas_lag_requests_are_exact_and_the_work_is_found_again(
     tmp_path: Path, *, rate: float, slots: int, lag: str
 ) -> None:
     number, work = served(tmp_path, rate=rate, slots=slots, in_flight=False, lag=lag)
-    trace = recorded_trace(tmp_path, "team-a/llama")
+    trace = recorded_trace(tmp_path, "team-a/llama").requests
     assert len(trace) == pytest.approx(number, abs=2)
     assert sum(one.service_seconds for one in trace) == pytest.approx(work, rel=0.03)
 
@@ -156,7 +158,7 @@ def test_requests_that_came_while_nobody_looked_long_are_not_made_of_an_unchange
         decision = Decision(at_seconds=now[0], active=True, metric_value=1.0, target_value=1.0, desired_replicas=1)
         state.keep(("a", "b", "sqs:c", "slo"), POLICY, decision=decision, state=None, sample=sample, view=None)
     state.close()
-    (only,) = recorded_trace(tmp_path, "a/b")
+    (only,) = recorded_trace(tmp_path, "a/b").requests
     assert only.service_seconds == pytest.approx(602.0, rel=0.05)
 
 
@@ -228,7 +230,7 @@ def test_steps_in_a_recording_of_an_older_version_cost_a_look_each_and_are_told(
     looked_at(tmp_path, wall)
     as_of_an_older_version(tmp_path)
     told: list[str] = []
-    trace = recorded_trace(tmp_path, "a/b", tell=told.append)
+    trace = recorded_trace(tmp_path, "a/b", tell=told.append).requests
     assert len(trace) == pytest.approx(LOOKS - 1, abs=2)
     assert trace[-1].at_seconds == pytest.approx(5.0 * (LOOKS - 1), abs=11.0)
     assert trace[0].service_seconds == pytest.approx(5.0, rel=0.02)
@@ -246,7 +248,7 @@ def test_a_restart_is_a_gap_by_the_wall_clock_or_of_a_look_where_that_makes_no_s
 ) -> None:
     looked_at(tmp_path, lambda look: off if look >= 200 else 0.0, restart_at=200)
     told: list[str] = []
-    trace = recorded_trace(tmp_path, "a/b", tell=told.append)
+    trace = recorded_trace(tmp_path, "a/b", tell=told.append).requests
     assert len(trace) == pytest.approx(LOOKS - 1, abs=2)
     assert trace[-1].at_seconds == pytest.approx(5.0 * (LOOKS - 1) + (0.0 if unknown else off), abs=6.0)
     assert bool(told) == unknown
@@ -258,7 +260,7 @@ def test_a_look_that_two_processes_had_counts_once(tmp_path: Path) -> None:
         connection.execute("UPDATE observation SET at = at - 60, ran = ran - 60 WHERE run = 2")
     connection.close()
     told: list[str] = []
-    trace = recorded_trace(tmp_path, "a/b", tell=told.append)
+    trace = recorded_trace(tmp_path, "a/b", tell=told.append).requests
     assert trace[-1].at_seconds == pytest.approx(5.0 * (LOOKS - 1) - 60.0, abs=6.0)
     assert len(trace) == pytest.approx(LOOKS - 1, abs=1)  # those of the minute are counted, as the counters say
     assert len(told) == 1
@@ -284,6 +286,77 @@ def test_a_recording_without_requests_says_so(tmp_path: Path) -> None:
     record(tmp_path, counters=False, requests=False)
     with pytest.raises(TraceInvalid, match="no request of team-a/llama"):
         recorded_trace(tmp_path, "team-a/llama")
+
+
+def kafka(folder: Path, partitions: list[int | None]) -> None:
+    """A lag that comes at once and takes eight replicas' work for an hour, read of so many partitions in turn."""
+    now = [1_000_000.0]
+    state = StateFile(folder, StateSettings(commit_seconds=0.05), clock=lambda: now[0], wall=lambda: now[0])
+    state.start()
+    for look in range(720):
+        now[0] = 1_000_000.0 + 5 * look
+        done = 4.0 * look
+        sample = Sample(
+            at_seconds=now[0],
+            metric_value=1.0,
+            active=True,
+            in_system=80.0,
+            arrived_total=done + 80.0,
+            completed_total=done,
+            most_replicas=partitions[look % len(partitions)],
+        )
+        decision = Decision(at_seconds=now[0], active=True, metric_value=8.0, target_value=1.0, desired_replicas=8)
+        state.keep(("a", "b", "kafka:c", "slo"), POLICY, decision=decision, state=None, sample=sample, view=None)
+    state.close()
+
+
+def backtest(folder: Path, *words: str) -> Result:
+    return CliRunner().invoke(build_app(), ["backtest", "--recorded", str(folder), "--workload", "a/b", *words])
+
+
+@pytest.mark.parametrize(
+    ("partitions", "most"),
+    [([None], None), ([3], 3), ([3, 5], 5), ([None, 3], 3), ([0], 1)],
+    ids=["not told", "told", "partitions were added", "an older version first", "none at the time"],
+)
+def test_no_policy_is_given_more_replicas_than_can_have_work(
+    tmp_path: Path, partitions: list[int | None], most: int | None
+) -> None:
+    kafka(tmp_path, partitions)
+    assert recorded_trace(tmp_path, "a/b").most_replicas == most
+    policies = [word for name in ("slo", "target", "keda") for word in ("--policy", name)]
+    result = backtest(tmp_path, "--score-from", "0", "--json", "--out", str(tmp_path / "out"), *policies)
+    assert result.exit_code == 0, result.output
+    said = f"note: recording of a/b: at most {most} replicas can have work at once"
+    assert (said in result.stderr) == (most is not None)
+
+
+@pytest.mark.parametrize("scaler", ["slo", "target", "keda", "keda-fast", "knative", "ray", "sagemaker"])
+def test_everybody_keeps_to_the_most_replicas(tmp_path: Path, scaler: str) -> None:
+    (tmp_path / "trace.csv").write_text("t_s,service_s\n" + "".join(f"{at},60\n" for at in range(600, 2_400, 3)))
+    reached = []
+    for most in (100, 3):
+        case = Case(
+            trace=str(tmp_path / "trace.csv"),
+            cold_start_seconds=30.0,
+            scaler=scaler,
+            wait_seconds=60.0,
+            max_replicas=most,
+            keep_timeline=True,
+        )
+        reached.append(max(alive for _, alive, *_ in run(case).timeline))
+    assert reached[0] > 3
+    assert reached[1] == 3
+
+
+def test_a_fixed_number_of_replicas_of_which_some_never_have_work_is_refused(tmp_path: Path) -> None:
+    kafka(tmp_path, [3])
+    result = backtest(tmp_path, "--policy", "fixed", "--replicas", "4")
+    assert isinstance(result.exception, PilotlightError)
+    assert str(result.exception) == (
+        "--replicas is 4; of a/b at most 3 can have work at once, as its source says: name no more"
+    )
+    assert backtest(tmp_path, "--policy", "fixed", "--replicas", "3").exit_code == 0
 
 
 def test_the_command_runs_policies_on_it(tmp_path: Path) -> None:

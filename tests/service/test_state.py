@@ -502,8 +502,7 @@ def test_a_process_that_waited_for_the_file_counts_on_from_when_the_other_ended(
 def as_of_an_older_version(folder: Path) -> None:
     """The file as it was before its rows told of the process's clock."""
     with sqlite3.connect(folder / FILE_NAME) as connection:
-        later = (("observation", "run"), ("observation", "ran"), ("last", "ran"), ("observation", "in_system"))
-        for table, column in later:
+        for table, column, _ in state_module._ADDED:
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     connection.close()
 
@@ -513,7 +512,8 @@ def test_a_file_of_an_older_version_is_read_and_written_on(tmp_path: Path) -> No
     with opened(tmp_path, times=times) as state:
         keep(state, 1)
     as_of_an_older_version(tmp_path)
-    assert [(row.waiting, row.run, row.ran_seconds) for row in rows(tmp_path)] == [(1.0, None, None)]
+    told = [(row.waiting, row.run, row.ran_seconds, row.most_replicas) for row in rows(tmp_path)]
+    assert told == [(1.0, None, None, None)]
     with opened(tmp_path, times=times) as state:
         assert state.restored(KEY, Counting()) is not None
         times.go(29 * 86_400)
@@ -587,6 +587,26 @@ def test_what_is_in_the_system_is_recorded_and_restored(tmp_path: Path) -> None:
     assert restored is not None
     assert restored.sample is not None
     assert (restored.sample.waiting, restored.sample.in_system) == (None, 9.0)
+
+
+def test_how_many_replicas_can_have_work_is_recorded_and_restored_also_in_an_older_file(tmp_path: Path) -> None:
+    with opened(tmp_path) as state:
+        keep(state, 1)
+    _altered(tmp_path / FILE_NAME, "ALTER TABLE observation DROP COLUMN most_replicas")
+    with opened(tmp_path) as state:
+        restored = state.restored(KEY, Counting())
+        assert restored is not None
+        assert restored.sample is not None
+        assert (restored.sample.waiting, restored.sample.most_replicas) == (1.0, None)
+        for partitions in (3, 4):
+            read = Sample(at_seconds=0.0, metric_value=5.0, active=True, in_system=9.0, most_replicas=partitions)
+            state.keep(KEY, Counting(), decision=decision(3), state=None, sample=read, view=None)
+    assert [row.most_replicas for row in rows(tmp_path)] == [None, 3, 4]
+    with opened(tmp_path) as state:
+        restored = state.restored(KEY, Counting())
+    assert restored is not None
+    assert restored.sample is not None
+    assert restored.sample.most_replicas == 4
 
 
 def test_a_recording_of_several_sources_asks_which_and_of_several_policies_does_not(tmp_path: Path) -> None:
