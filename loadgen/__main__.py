@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import signal
-import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,25 +30,40 @@ from loadgen.keda import ScaledObject, Trigger
 from loadgen.pace import Pace
 from loadgen.results import Point
 from loadgen.senders import open_sender, send_arrivals
-from loadgen.traces import read_trace, write_trace
+from loadgen.traces import write_trace
 from loadgen.view import summary_table
 from loadgen.workers import Fleet, cold_start
-from scaler.simulator.arrivals import Arrival, Service, generate, parse_pattern, replay
+from scaler.console import fail, run_app
+from scaler.errors import quoted
+from scaler.loads import Length, TraceInvalid, pattern_load, read_trace
+from scaler.simulator.arrivals import Arrival, Service, replay
 from scaler.simulator.rules import KedaSpec
 
 app = typer.Typer(
     name="loadgen", no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
 )
 
+
+def _finite(value: float | None) -> float | None:
+    """NaN is neither below a minimum nor above it."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"Input should be a finite number; it is {value:g}")
+    return value
+
+
+def _number(help: str, *, least: float = 0.0, most: float | None = None) -> Any:  # noqa: A002 - typer's own word
+    return typer.Option(min=least, max=most, callback=_finite, help=help)
+
+
 Queue = Annotated[str, typer.Option(help="sqs+http(s)://…/account/name, kafka://…/topic or amqp://…/vhost?queue=…")]
 Load = Annotated[str, typer.Option(help='a pattern, such as "bursts:every_seconds=60"')]
-TraceFile = Annotated[Path | None, typer.Option(help="replay this trace file (gzip CSV t_s,service_s) instead")]
-Duration = Annotated[float, typer.Option(min=0, help="length of the load, seconds")]
-ServiceSeconds = Annotated[float, typer.Option(min=0, help="mean service time, seconds")]
-Variation = Annotated[float, typer.Option(min=0, help="coefficient of variation of the service time")]
+TraceFile = Annotated[Path | None, typer.Option(help="replay this trace file (CSV t_s,service_s, gzip or not) instead")]
+Duration = Annotated[float, _number("length of the load, seconds")]
+ServiceSeconds = Annotated[float, _number("mean service time, seconds")]
+Variation = Annotated[float, _number("coefficient of variation of the service time", most=100)]
 Seed = Annotated[int, typer.Option(help="same seed, same load")]
-Speed = Annotated[float, typer.Option(min=0.001, help="experiment seconds to one real second")]
-ColdStart = Annotated[float, typer.Option(min=0, help="mean cold start, seconds")]
+Speed = Annotated[float, _number("experiment seconds to one real second", least=0.001)]
+ColdStart = Annotated[float, _number("mean cold start, seconds")]
 Concurrency = Annotated[int, typer.Option(min=1, help="requests one pod works on at once")]
 AsJson = Annotated[bool, typer.Option("--json", help="figures as JSON on standard output")]
 WriteTrace = Annotated[Path | None, typer.Option(help="write what was sent as a trace file")]
@@ -72,14 +87,14 @@ def run(
     speed: Speed = 1.0,
     cold: ColdStart = 30.0,
     concurrency: Concurrency = 1,
-    poll: Annotated[float, typer.Option(min=0.1, help="pollingInterval, seconds")] = 30.0,
-    cooldown: Annotated[float, typer.Option(min=0, help="cooldownPeriod, seconds")] = 300.0,
-    sync: Annotated[float, typer.Option(min=0.1, help="the HPA's sync period, seconds")] = 15.0,
+    poll: Annotated[float, _number("pollingInterval, seconds", least=0.1)] = 30.0,
+    cooldown: Annotated[float, _number("cooldownPeriod, seconds")] = 300.0,
+    sync: Annotated[float, _number("the HPA's sync period, seconds", least=0.1)] = 15.0,
     minimum: Annotated[int, typer.Option(min=0, help="minReplicaCount")] = 0,
     maximum: Annotated[int, typer.Option(min=1, help="maxReplicaCount")] = 100,
     push: Annotated[bool, typer.Option(help="type external-push")] = True,
-    within: Annotated[float | None, typer.Option(min=0, help="the promised wait, seconds")] = None,
-    settle: Annotated[float, typer.Option(min=0, help="longest wait for zero after the load, seconds")] = 600.0,
+    within: Annotated[float | None, _number("the promised wait, seconds")] = None,
+    settle: Annotated[float, _number("longest wait for zero after the load, seconds")] = 600.0,
     write_trace: WriteTrace = None,
     as_json: AsJson = False,
 ) -> None:
@@ -285,14 +300,14 @@ def _progress(as_json: bool) -> Progress:
 def _arrivals(
     load: str, *, trace: Path | None, duration: float, service: float, variation: float, seed: int
 ) -> list[Arrival]:
+    if trace is not None:
+        return list(replay(read_trace(trace), duration_seconds=duration))
+    chance = random.Random(seed)  # noqa: S311 - a seeded experiment, no secret
+    length = Length(duration, "--duration", 1.0)
     try:
-        if trace is not None:
-            return list(replay(read_trace(trace), duration_seconds=duration))
-        chance = random.Random(seed)  # noqa: S311 - a seeded experiment, no secret
-        pattern = parse_pattern(load)
-        return list(generate(pattern, Service(mean_seconds=service, variation=variation), chance, duration))
+        return pattern_load(load, Service(mean_seconds=service, variation=variation), chance, length)
     except ValueError as err:
-        raise typer.BadParameter(str(err)) from err
+        raise TraceInvalid(f"--load {quoted(load)}: {quoted(err, limit=400)[1:-1]}") from err
 
 
 def _endpoint(queue: str) -> Endpoint:
@@ -310,12 +325,11 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Run the command; a broker that fails becomes one line and exit code 1."""
+    """Run the command; what is wrong becomes one line, with exit code 2, or 1 where it is a broker that fails."""
     try:
-        app(prog_name="loadgen")
+        run_app(app, "loadgen")
     except BrokerFailed as err:
-        typer.echo(f"loadgen: {err}", err=True)
-        sys.exit(1)
+        fail("loadgen", str(err), code=1)
 
 
 if __name__ == "__main__":

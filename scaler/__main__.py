@@ -215,13 +215,17 @@ async def _until_signal(settings: Settings, ready_file: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
 
+    failures: list[SettingsInvalid] = []
+
     def ready(serving: Serving) -> None:
         garbage.settle()
-        if ready_file is not None:
-            # Whole or not at all: whoever waits for the file reads it at once.
-            part = ready_file.with_name(f".{ready_file.name}.{serving.pid}")
-            part.write_text(json.dumps(asdict(serving)) + "\n", encoding="utf-8")
-            part.replace(ready_file)
+        try:
+            if ready_file is not None:
+                _tell_ready(ready_file, serving)
+        except SettingsInvalid as err:  # told once everything is closed again, and not as one of a group
+            failures.append(err)
+            stop.set()
+            return
         if settings.server.tls is None and not serving.grpc.startswith(("127.0.0.1:", "localhost:", "[::1]:")):
             log.warning("plaintext", listen=serving.grpc, hint="set server.tls; metadata may hold credentials")
         log.info("serving", grpc=serving.grpc, hints=serving.hints, metrics=serving.metrics, pid=serving.pid)
@@ -230,7 +234,24 @@ async def _until_signal(settings: Settings, ready_file: Path | None) -> None:
     # the day included, needs no translation.
     started_at = time.time() - time.monotonic()
     await serve(settings, ready=ready, stop=stop, clock=lambda: time.monotonic() + started_at)
+    if failures:
+        raise failures[0]
     log.info("stopped")
+
+
+def _tell_ready(file: Path, serving: Serving) -> None:
+    """Raises SettingsInvalid where the file can't be written."""
+    # Whole or not at all: whoever waits for the file reads it at once.
+    part = file.with_name(f".{file.name}.{serving.pid}")
+    try:
+        part.write_text(json.dumps(asdict(serving)) + "\n", encoding="utf-8")
+        part.replace(file)
+    except OSError as err:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise SettingsInvalid(
+            f"--ready-file {quoted(file)} can't be written: {err.strerror}; name one in a folder that you may write to"
+        ) from err
 
 
 def run(settings: Settings, *, ready_file: Path | None = None) -> None:

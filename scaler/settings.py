@@ -228,7 +228,8 @@ def load_settings(path: str | None = None, environment: Mapping[str, str] = os.e
         text = Path(path).read_text(encoding="utf-8")
         document = yaml.safe_load(text) or {}
     except (OSError, UnicodeDecodeError) as err:
-        raise SettingsInvalid(f"settings file {quoted(path)} can't be read: {type(err).__name__}") from err
+        why = (err.strerror or type(err).__name__) if isinstance(err, OSError) else "it is not UTF-8"
+        raise SettingsInvalid(f"settings file {quoted(path)} can't be read: {why}; mend the path or the file") from err
     except yaml.YAMLError as err:
         mark = getattr(err, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark is not None else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import multiprocessing
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
@@ -301,7 +302,8 @@ def by_use(name: str) -> bool:
 def run_all(cases: Iterable[Case], *, processes: int) -> Iterator[tuple[Case, Result]]:
     """Every case with its result, as they finish; in this process where one is enough.
 
-    Cases are taken one by one, shortly before they run: an iterator that ends early ends the work.
+    Cases are taken one by one, shortly before they run: an iterator that ends early ends the work. If it is given up,
+    or a case fails, what still runs is ended at once.
     """
     if processes <= 1:
         for case in cases:
@@ -309,12 +311,20 @@ def run_all(cases: Iterable[Case], *, processes: int) -> Iterator[tuple[Case, Re
         return
     with ProcessPoolExecutor(max_workers=processes) as pool:
         running: dict[Future[Result], Case] = {}
-        for case in cases:
-            running[pool.submit(simulated, case)] = case
-            while len(running) > processes:
+        try:
+            for case in cases:
+                running[pool.submit(simulated, case)] = case
+                while len(running) > processes:
+                    yield from _finished(running)
+            while running:
                 yield from _finished(running)
-        while running:
-            yield from _finished(running)
+        except BaseException:
+            # A worker takes an interrupt for the result of its case and goes on with the next one, which may take
+            # minutes; and the pool waits for all of them.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
 
 
 def _finished(running: dict[Future[Result], Case]) -> list[tuple[Case, Result]]:

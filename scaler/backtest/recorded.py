@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from scaler.backtest.traces import LONGEST_SERVICE_SECONDS, MOST_REQUESTS, TraceInvalid
 from scaler.core.estimate import SERVICE_FIRST_SECONDS, unseen
 from scaler.errors import quoted
+from scaler.loads import LONGEST_SERVICE_SECONDS, MOST_REQUESTS, TraceInvalid
 from scaler.simulator.arrivals import Arrival
 from scaler.state import Observation, read_recording
 

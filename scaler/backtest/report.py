@@ -223,14 +223,43 @@ def ratios_of(rows: Sequence[dict[str, Any]]) -> list[float]:
     return [row["ratio"] for row in rows if row["ratio"] is not None]
 
 
-def text_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Aligned columns, for a terminal without colours."""
+def text_table(rows: Sequence[dict[str, Any]], *, width: int | None = None) -> str:
+    """Aligned columns, for a terminal without colours.
+
+    Where a line would be longer than `width` characters, each run is a column instead, as many side by side as fit.
+    """
     if not rows:
         return ""
     names = list(rows[0])
-    cells = [names, *[["-" if row.get(name) is None else str(row.get(name)) for name in names] for row in rows]]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(names))]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells)
+    cells = [["-" if row.get(name) is None else str(row.get(name)) for name in names] for row in rows]
+    table = _aligned([names, *cells])
+    if width is None or len(table[0]) <= width:
+        return "\n".join(table)
+    blocks: list[list[str]] = []
+    shown: list[list[str]] = []
+    for run in cells:
+        if shown and len(_aligned(_turned([names, *shown, run]), head=True)[0]) > width:
+            blocks.append(_aligned(_turned([names, *shown]), head=True))
+            shown = []
+        shown.append(run)
+    blocks.append(_aligned(_turned([names, *shown]), head=True))
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _turned(cells: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    return list(zip(*cells, strict=True))
+
+
+def _aligned(cells: Sequence[Sequence[str]], *, head: bool = False) -> list[str]:
+    """Lines of columns as wide as their widest cell; `head`: the first column holds names, on the left."""
+    widths = [max(map(len, column)) for column in _turned(cells)]
+    return [
+        "  ".join(
+            text.ljust(width) if head and not index else text.rjust(width)
+            for index, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
 
 import typer
 
-from scaler.errors import PilotlightError
+from scaler.console import run_app
 
 
 def build_app() -> typer.Typer:
@@ -40,9 +39,5 @@ def _top() -> None:
 
 
 def main() -> None:
-    """Run the command; what Pilotlight raises on purpose becomes one line and exit code 2."""
-    try:
-        build_app()(prog_name="pilotlight")
-    except PilotlightError as err:
-        typer.echo(f"pilotlight: {err}", err=True)
-        sys.exit(2)
+    """Run the command; what is wrong becomes one line and exit code 2."""
+    run_app(build_app(), "pilotlight")

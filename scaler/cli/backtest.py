@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
+from shutil import get_terminal_size
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
@@ -177,7 +179,9 @@ def one(
             (out / "runs.csv").write_text(report.csv_text(rows))
             (out / "runs.json").write_text(json.dumps(rows, indent=1) + "\n")
             report.plots_of_runs(runs, out)
-    typer.echo(json.dumps(rows, indent=1) if as_json else report.text_table(rows))
+    # A pipe takes lines of any length.
+    width = get_terminal_size().columns if sys.stdout.isatty() else None
+    typer.echo(json.dumps(rows, indent=1) if as_json else report.text_table(rows, width=width))
     from_seconds = scored_from_seconds(cases[0])
     scored = sum(at >= from_seconds for at in times)
     if scored < len(times):
@@ -310,11 +314,13 @@ def _bar() -> Progress:
     from rich.console import Console  # noqa: PLC0415 - heavy imports only where the verb runs
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415 - as above
 
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,  # an empty line is all that it would leave there
     )

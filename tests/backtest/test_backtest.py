@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from scaler import loads
 from scaler.backtest import matrix as matrix_module
-from scaler.backtest import page, report, traces
+from scaler.backtest import page, report
 from scaler.backtest.cases import (
     BLOCKS,
     MOST_POINTS,
@@ -29,9 +30,10 @@ from scaler.backtest.cases import (
     waiting_of,
 )
 from scaler.backtest.matrix import Plan, Runs, code_digest, key_of, run_matrix
-from scaler.backtest.traces import SHIPPED, TraceInvalid, load_trace, read_trace
+from scaler.backtest.traces import SHIPPED, load_trace
 from scaler.cli import build_app
 from scaler.errors import PilotlightError
+from scaler.loads import TraceInvalid, read_trace
 from scaler.simulator.arrivals import PATTERNS, Arrival, parse_pattern
 from scaler.simulator.baselines import THRESHOLDS, KedaConfig, clairvoyant_bound, keda_grid
 from scaler.simulator.controllers import Pilot
@@ -171,7 +173,7 @@ def test_a_pattern_of_no_sensible_length_is_refused(service_seconds: float, days
 
 
 def test_a_file_of_more_requests_than_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traces, "MOST_REQUESTS", 1_000)
+    monkeypatch.setattr(loads, "MOST_REQUESTS", 1_000)
     path = tmp_path / "long.csv"
     path.write_bytes(HEADER + b"1,1\n" * 1_000)
     assert len(load_trace(str(path))) == 1_000
@@ -185,7 +187,7 @@ def test_a_file_of_more_requests_than_fit_is_refused(tmp_path: Path, monkeypatch
 def test_about_as_many_requests_come_as_a_pattern_is_taken_for(name: str, days: float) -> None:
     """The estimate is from above, and close enough that nothing sensible is refused."""
     made = len(load_trace(f"{name}:", days=days))  # the bare name may be that of a shipped trace
-    told = traces._size(parse_pattern(name), days * 86_400.0)
+    told = loads._size(parse_pattern(name), days * 86_400.0)
     assert made * 0.9 <= told.requests <= made * 2.0 + 10
     assert told.draws >= told.requests * 0.99
 

@@ -17,10 +17,10 @@ from typer.testing import CliRunner, Result
 
 from scaler.backtest.cases import Case, run
 from scaler.backtest.recorded import recorded_trace
-from scaler.backtest.traces import TraceInvalid
 from scaler.cli import build_app
 from scaler.core.model import Decision, Sample
 from scaler.errors import PilotlightError
+from scaler.loads import TraceInvalid
 from scaler.policies.target import POLICY
 from scaler.settings import StateSettings
 from scaler.simulator.arrivals import Poisson, Service, generate

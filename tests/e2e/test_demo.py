@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loadgen.traces import read_trace
+from scaler.loads import read_trace
 
 
 def start_demo(folder: Path, *arguments: str, duration: str = "60") -> subprocess.Popen[str]:
@@ -38,7 +38,7 @@ def test_the_demo_leaves_zero_bursts_and_comes_back(tmp_path: Path) -> None:
     assert figures["returned_to_zero"]
     assert 0 < figures["wait_p50_seconds"] <= figures["wait_p95_seconds"] <= figures["wait_p99_seconds"]
     assert Path(figures["plot"]).read_bytes().startswith(b"\x89PNG")
-    assert len(read_trace(figures["trace"])) == figures["requests"]
+    assert len(read_trace(Path(figures["trace"]))) == figures["requests"]
     assert "Pilotlight pushed: 0 → 1 replicas" in progress
     assert "the HPA synced: 1 → " in progress
 
