@@ -1249,6 +1249,11 @@ def _joint_sample(samples: list[Sample], *, counters: bool) -> Sample:
         known = [value for value in values if value is not None]
         return sum(known) if len(known) == len(values) else None
 
+    def bound(values: list[float | None]) -> float | None:
+        if all(value is None for value in values):
+            return None
+        return sum(sample.requests if value is None else value for sample, value in zip(samples, values, strict=True))
+
     # Where one source can't tell waiting from running, the whole can't: what is in the system is told of all.
     waiting = total([sample.waiting for sample in samples])
     requests = sum(sample.requests for sample in samples)
@@ -1266,7 +1271,8 @@ def _joint_sample(samples: list[Sample], *, counters: bool) -> Sample:
         oldest_age_seconds=max(
             (sample.oldest_age_seconds for sample in samples if sample.oldest_age_seconds is not None), default=None
         ),
-        lumpy_completions=any(sample.lumpy_completions for sample in samples),
+        in_system_least=bound([sample.in_system_least for sample in samples]),
+        in_system_most=bound([sample.in_system_most for sample in samples]),
         # Work that an exact source shows is there.
         approximate=any(sample.approximate for sample in samples)
         and not any(rails.shows_work(sample) for sample in samples if not sample.approximate),

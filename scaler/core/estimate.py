@@ -17,6 +17,7 @@ from typing import Any
 
 from scaler.core.flows import Flow
 from scaler.core.hours import NO_HOURS, Hours
+from scaler.core.lumps import NO_LUMPS, Lumps
 from scaler.core.model import Goals, Sample
 from scaler.core.surprises import NO_SURPRISES, Surprises
 from scaler.core.values import value_class
@@ -69,6 +70,7 @@ class Estimates:
     hours: Hours = NO_HOURS
     queued_at_seconds: float | None = None  # when something was last seen to wait
     flow: Flow | None = None  # while something waits and nobody counts
+    lumps: Lumps = NO_LUMPS  # where completions are told in lumps
 
     # --- what others ask for ---
 
@@ -134,7 +136,15 @@ class Estimates:
 
 NOTHING_KNOWN = Estimates()
 _FIELDS = tuple(field.name for field in fields(Estimates))
-_PARTS = {"short": Smoothed, "long": Smoothed, "surprises": Surprises, "waits": Waits, "hours": Hours, "flow": Flow}
+_PARTS = {
+    "short": Smoothed,
+    "long": Smoothed,
+    "surprises": Surprises,
+    "waits": Waits,
+    "hours": Hours,
+    "flow": Flow,
+    "lumps": Lumps,
+}
 _PAIRS = ("batches", "profile")  # of those
 
 
@@ -250,12 +260,24 @@ def updated(
             recent = (*recent[:half:2], *recent[half:])
     surprises = known.surprises.fed(arrivals, short.value, lead_seconds=lead_seconds, now_seconds=now_seconds)
 
+    lumps = NO_LUMPS
+    untold = (sample.in_system_most or 0.0) - (sample.in_system_least or 0.0)
     if tells and flow is None and not (uncounted and _was_in_work(known, sample, goals, now_seconds)):
         if sample.in_flight is None and sample.completed_total is None and sample.waiting is not None:
             busy, completions = _served(known, goals, waiting, ready=None if blind else ready, seconds=elapsed_seconds)
         if busy == 0.0 and sample.completed_total is None:  # nothing was seen at work: what is gone may be purged
             completions = max(completions + min(change, 0.0), 0.0)
-        busy_sum, done_sum = busy_sum + busy, done_sum + completions
+        of_completions = completions
+        if untold > 0.0 or known.lumps.completions > 0.0:
+            slots = _slots(sample, goals, ready)
+            lumps, busy, of_completions = known.lumps.fed(
+                least_seconds=min(sample.in_system_least or 0.0, slots) * elapsed_seconds,
+                most_seconds=min(sample.in_system_most or 0.0, slots) * elapsed_seconds,
+                completions=completions,
+                untold=untold,
+                service_seconds=known.service_seconds(goals),
+            )
+        busy_sum, done_sum = busy_sum + busy, done_sum + of_completions
         most = _GUESSED_KEPT if uncounted else _COMPLETIONS_KEPT
         if done_sum > most:
             busy_sum, done_sum = busy_sum * most / done_sum, most
@@ -308,6 +330,7 @@ def updated(
         known.hours.fed(arrivals, elapsed_seconds, now_seconds),
         now_seconds if waiting > 0 else known.queued_at_seconds,
         flow,
+        lumps,
     )
 
 
@@ -380,8 +403,7 @@ def stepped_seconds(
 def _split(known: Estimates, sample: Sample, goals: Goals, ready: int, *, blind: bool) -> tuple[float, float]:
     """(waiting, in flight), estimated where the source does not tell them apart."""
     waiting, in_flight = sample.waiting, sample.in_flight
-    most = sample.most_replicas
-    slots = float((ready if most is None else min(ready, most)) * goals.concurrency)
+    slots = _slots(sample, goals, ready)
     if waiting is None:
         system = max(sample.requests, 0.0)
         busy = min(system, slots) if in_flight is None else min(in_flight, system)
@@ -403,6 +425,12 @@ def _split(known: Estimates, sample: Sample, goals: Goals, ready: int, *, blind:
     return max(waiting, 0.0), max(in_flight, 0.0)
 
 
+def _slots(sample: Sample, goals: Goals, ready: int) -> float:
+    """How many requests can be worked on at once."""
+    most = sample.most_replicas
+    return float((ready if most is None else min(ready, most)) * goals.concurrency)
+
+
 def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, now_seconds: float) -> Estimates:
     """The first sample, or one after the clock stepped back: counts and clocks begin anew, what was learned stays."""
     return replace(
@@ -421,6 +449,7 @@ def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, n
         waking_since_seconds=None,
         waits=known.waits.begun_anew(waiting, now_seconds),
         flow=None,
+        lumps=NO_LUMPS,
         recent=((-in_flight, now_seconds),) if waiting + in_flight else (),
         hours=known.hours.unbegun(),
     )
@@ -453,6 +482,8 @@ def _flows(
         arrivals = max(change + (completions or 0.0), 0.0)
     elif completions is None:
         completions = max(arrivals - change, 0.0)
+    if sample.in_system_most is not None:  # what was done before, and is told only now
+        likely += sample.in_system_most - (sample.in_system_least or 0.0)
     purged = bool(change < 0 and far_more(completions or 0.0, likely))
     if sample.in_flight is not None and sample.arrived_total is not None and sample.completed_total is not None:
         # Counters that don't count what is purged: it is gone without having been completed.

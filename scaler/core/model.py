@@ -34,7 +34,8 @@ class Sample:
     completed_total    requests ever finished by an exact counter (may restart), or None
     oldest_age_seconds age of the oldest waiting request, or None
     utilization_sum    sum over replicas of the share in use, in the unit of `metric_value`, or None
-    lumpy_completions  completions arrive in lumps (commits), so short differences mean little
+    in_system_least    how many surely are in the system, where what is done is told in lumps (commits), or None
+    in_system_most     how many may be at most, there
     approximate        single readings may be wrong for a moment (SQS): waking needs confirmations
     most_replicas      replicas that can have work at once, as far as the source says (Kafka: partitions), or None
     raw                the parts as read, for people; never used by a policy
@@ -50,7 +51,8 @@ class Sample:
     completed_total: float | None = None
     oldest_age_seconds: float | None = None
     utilization_sum: float | None = None
-    lumpy_completions: bool = False
+    in_system_least: float | None = None
+    in_system_most: float | None = None
     approximate: bool = False
     most_replicas: int | None = None
     raw: Mapping[str, float] = field(default_factory=dict)
@@ -64,6 +66,8 @@ class Sample:
                 + (self.waiting or 0.0)
                 + (self.in_flight or 0.0)
                 + (self.in_system or 0.0)
+                + (self.in_system_least or 0.0)
+                + (self.in_system_most or 0.0)
                 + (self.arrived_total or 0.0)
                 + (self.completed_total or 0.0)
                 + (self.oldest_age_seconds or 0.0)

@@ -31,6 +31,8 @@ class Smoothed:
             return self if elapsed_seconds == 0 else Smoothed(self.value, self.weight, now_seconds)
         share = -math.expm1(-elapsed_seconds / tau_seconds)
         weight = self.weight + share * (1.0 - self.weight)
+        if weight <= 0.0:  # so little time that it counts as none
+            return Smoothed(self.value, 0.0, now_seconds)
         # Until tau has passed once, all that was seen counts alike: no bias towards the first value.
         return Smoothed(self.value + (share / weight) * (value - self.value), weight, now_seconds)
 

@@ -46,19 +46,21 @@ GOALS = st.builds(
 
 @st.composite
 def samples(draw: st.DrawFn) -> Sample:
-    metric, waiting, in_system = draw(COUNTS), draw(MAYBE), draw(MAYBE)
+    metric, waiting, in_system, untold = draw(COUNTS), draw(MAYBE), draw(MAYBE), draw(MAYBE)
+    in_system = in_system if waiting is None else None
     return Sample(
         at_seconds=0.0,
         metric_value=metric,
         active=metric > 0,
         waiting=waiting,
         in_flight=draw(MAYBE),
-        in_system=in_system if waiting is None else None,
+        in_system=in_system,
         arrived_total=draw(MAYBE),
         completed_total=draw(MAYBE),
         oldest_age_seconds=draw(MAYBE),
         utilization_sum=draw(MAYBE),
-        lumpy_completions=draw(st.booleans()),
+        in_system_least=None if untold is None or in_system is None else max(in_system - untold, 0.0),
+        in_system_most=None if untold is None else in_system,
         approximate=draw(st.booleans()),
         most_replicas=draw(st.one_of(st.none(), st.none(), st.integers(0, 20))),
     )
@@ -195,6 +197,8 @@ def test_more_waiting_never_means_fewer_replicas_now(
         active=sample.active or more > 0,
         waiting=None if sample.waiting is None else sample.waiting + more,
         in_system=None if sample.in_system is None else sample.in_system + more,
+        in_system_least=None if sample.in_system_least is None else sample.in_system_least + more,
+        in_system_most=None if sample.in_system_most is None else sample.in_system_most + more,
         utilization_sum=None if sample.utilization_sum is None else sample.utilization_sum + more,
     )
     (less,), _ = played(name, goals, [(5.0, sample, view)], memory)

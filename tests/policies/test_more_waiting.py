@@ -93,7 +93,7 @@ def reader(chance: random.Random) -> Callable[[Queue, float], Sample]:
     """A source: what it tells of a queue, always the same things."""
     tells_waiting, tells_in_flight = chance.random() < 0.8, chance.random() < 0.5
     counts_arrivals, counts_completions, adds_up_use = (chance.random() < 0.3 for _ in range(3))
-    lumpy, approximate = chance.random() < 0.1, chance.random() < 0.3
+    lumpy, approximate = chance.random() < 0.4, chance.random() < 0.3
     # As Kafka: both in one number, and no more than so many can work.
     tells_system = chance.random() < 0.2
     most = chance.choice((None, None, 1, 4, 30)) if tells_system else None
@@ -113,7 +113,8 @@ def reader(chance: random.Random) -> Callable[[Queue, float], Sample]:
             arrived_total=float(queue.arrived) if counts_arrivals else None,
             completed_total=float(queue.completed) if counts_completions else None,
             utilization_sum=60.0 * in_flight if adds_up_use else None,
-            lumpy_completions=lumpy,
+            in_system_least=max(waiting + in_flight - 4.0, 0.0) if lumpy and tells_system else None,
+            in_system_most=waiting + in_flight if lumpy and tells_system else None,
             approximate=approximate,
             most_replicas=most,
         )
@@ -148,6 +149,8 @@ def fuller(sample: Sample, more: float, *, counted: bool) -> Sample:
         active=sample.active or more > 0,
         waiting=None if sample.waiting is None else sample.waiting + more,
         in_system=None if sample.in_system is None else sample.in_system + more,
+        in_system_least=None if sample.in_system_least is None else sample.in_system_least + more,
+        in_system_most=None if sample.in_system_most is None else sample.in_system_most + more,
         arrived_total=arrived + more if counted and arrived is not None else arrived,
         utilization_sum=None if use is None else use + more,
     )

@@ -32,7 +32,8 @@ class Lag(Pilot):
             in_system=lag,
             arrived_total=float(arrived),
             completed_total=float(completed),
-            lumpy_completions=True,
+            in_system_least=lag,
+            in_system_most=lag,
         )
 
 

@@ -91,8 +91,10 @@ class Kafka(Source[KafkaConfig, KafkaQuery, KafkaReading]):
     ) -> Sample:
         """Lag by this trigger's rules.
 
-        `in_system` is what is not committed: Kafka can't tell what a consumer holds in its hands. Raises
-        SourceNoData where a partition's end is not known, SourceMissing where no partition is left to count.
+        `in_system` is what is not committed, less what is likely done all the same: Kafka can't tell what a consumer
+        holds in its hands. The metric and activation are those of all that is not committed.
+
+        Raises SourceNoData where a partition's end is not known, SourceMissing where no partition is left to count.
         """
         rules = config.rules
         partitions = tuple(_selected(reading.partitions, config.partitions))
@@ -110,10 +112,11 @@ class Kafka(Source[KafkaConfig, KafkaQuery, KafkaReading]):
             at_seconds=reading.at_seconds,
             metric_value=float(metric_value(sums, rules)),
             active=is_active(sums, rules),
-            in_system=float(sums.lag),
+            in_system=sums.lag - sums.done_messages,
             arrived_total=float(sums.arrived),
-            completed_total=float(sums.completed),
-            lumpy_completions=True,
+            completed_total=sums.completed + sums.done_messages,
+            in_system_least=float(sums.lag - sums.done_most),
+            in_system_most=float(sums.lag),
             most_replicas=most_replicas(sums, rules),
             raw={
                 "lag_messages": float(sums.full_lag),
@@ -121,6 +124,7 @@ class Kafka(Source[KafkaConfig, KafkaQuery, KafkaReading]):
                 "partitions_with_lag": float(sums.with_lag),
                 "partitions_stuck": float(sums.stuck),
                 "partitions_without_commit": float(sums.without_commit),
+                "done_uncommitted_messages": sums.done_messages,
                 **_lag_by_topic(partitions, config),
             },
         )

@@ -436,6 +436,8 @@ class KafkaClient:
                     arrived=track.arrived if track else 0,
                     completed=track.completed if track else 0,
                     still_seconds=track.still_seconds if track else 0.0,
+                    done_messages=track.lumps.done_messages if track else 0.0,
+                    done_most=track.done_most if track else 0,
                 )
             )
         memory.at_seconds = now_seconds

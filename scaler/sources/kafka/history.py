@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from scaler.sources.kafka.lumps import Lumps
+
 # Where a committed offset has not been seen for longer than this, nobody knows whether it stood still.
 _LONGEST_GAP_SECONDS = 30.0
 
@@ -17,6 +19,12 @@ class Track:
     arrived: int
     completed: int
     still_seconds: float = 0.0
+    lumps: Lumps = field(default_factory=Lumps)
+
+    @property
+    def done_most(self) -> int:
+        """Messages that at most are done and not committed."""
+        return 0 if self.committed is None else self.lumps.most_messages(max(self.end - self.committed, 0))
 
 
 @dataclass(slots=True)
@@ -36,10 +44,19 @@ def advance(track: Track, end: int, committed: int | None, start: int | None, ga
     track.arrived += max(end - track.end, 0)
     track.end = end
     stands = committed is not None and committed == track.committed and committed < end
+    before_seconds = track.still_seconds
     track.still_seconds = track.still_seconds + min(gap_seconds, _LONGEST_GAP_SECONDS) if stands else 0.0
     if committed is None:
+        track.lumps.forgotten()
         return
     before = start if track.committed is None else track.committed
     if before is not None:
         track.completed += max(committed - before, 0)
+    if track.committed is None or committed < track.committed or committed > end:
+        track.lumps.forgotten()
+    else:
+        if committed > track.committed:
+            gap = gap_seconds if gap_seconds <= _LONGEST_GAP_SECONDS else None
+            track.lumps.committed(committed - track.committed, before_seconds, gap)
+        track.lumps.passed(track.still_seconds, end - committed)
     track.committed = committed

@@ -37,6 +37,8 @@ class PartitionReading:
     arrived        messages that arrived since the partition was first read (at first: its end)
     completed      offsets that were committed since then (at first: what was committed)
     still_seconds  for how long the committed offset has been seen to stand still while there was lag
+    done_messages  likely done and not committed yet, and ...
+    done_most      ... at most (lumps.py)
     """
 
     topic: str
@@ -47,6 +49,8 @@ class PartitionReading:
     arrived: int
     completed: int
     still_seconds: float
+    done_messages: float = 0.0
+    done_most: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,8 @@ class KafkaReading:
 class Totals:
     """Sums over the partitions that count.
 
-    `lag` leaves persistent lag out where the rules ask for that; `full_lag` never does.
+    `lag` leaves persistent lag out where the rules ask for that; `full_lag` never does. Of `lag`, `done_messages` are
+    likely done and not committed yet, and at most `done_most`; one is always left to do, since nobody knows.
     """
 
     lag: int
@@ -72,6 +77,8 @@ class Totals:
     without_commit: int
     arrived: int
     completed: int
+    done_messages: float
+    done_most: int
 
 
 def has_valid_offset(*, end: int | None, committed: int | None) -> bool:
@@ -116,6 +123,7 @@ def lag_messages(
 def totals(partitions: Iterable[PartitionReading], rules: LagRules) -> Totals | None:
     """The sums, or None where some partition's lag is not known: a part is never taken for the whole."""
     lag = full_lag = count = with_lag = stuck = without_commit = arrived = completed = 0
+    done_messages, done_most = 0.0, 0
     for reading in partitions:
         messages = lag_messages(
             end=reading.end,
@@ -135,6 +143,8 @@ def totals(partitions: Iterable[PartitionReading], rules: LagRules) -> Totals | 
             stuck += 1
             continue
         lag += messages
+        done_messages += min(reading.done_messages, messages)
+        done_most += min(reading.done_most, messages)
         with_lag += messages > 0
     return Totals(
         lag=lag,
@@ -145,6 +155,8 @@ def totals(partitions: Iterable[PartitionReading], rules: LagRules) -> Totals | 
         without_commit=without_commit,
         arrived=arrived,
         completed=completed,
+        done_messages=max(min(done_messages, lag - 1.0), 0.0),
+        done_most=done_most,
     )
 
 

@@ -451,7 +451,7 @@ def test_a_sample_counts_the_selected_partitions_only() -> None:
     assert sample.waiting is None  # what a consumer holds in its hands is among them, and not told
     assert sample.active
     assert (sample.arrived_total, sample.completed_total, sample.in_flight) == (300.0, 300.0 - 38, None)
-    assert sample.lumpy_completions
+    assert (sample.in_system_least, sample.in_system_most) == (38.0, 38.0)
     assert sample.raw["partitions"] == 3.0
     assert sample.most_replicas is None
 
