@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from scaler.core.values import value_class
 
-_LUMPS = 5.0  # as many completions as may be done and not told: by then the ends of the time matter by a fifth at most
+# As many completions as may be done and not told: the ends of the time matter by a half at most then, and by a tenth if
+# a dozen partitions of ten each hold, independently, something between none and all of it.
+_LUMPS = 2.0
 
 
 @value_class(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Lumps:
     ) -> tuple[Lumps, float, float]:
         """(what is told then, slot-seconds, completions that are learned from), after one more look.
 
-        `untold`: how many may be done and not told. Nothing is learned (0, 0) before several times as many were.
+        `untold`: how many may be done and not told. Nothing is learned (0, 0) before twice as many were.
         """
         least = self.least_seconds + least_seconds
         most = self.most_seconds + most_seconds

@@ -23,8 +23,8 @@ class Track:
 
     @property
     def done_most(self) -> int:
-        """Messages that at most are done and not committed."""
-        return 0 if self.committed is None else self.lumps.most_messages(max(self.end - self.committed, 0))
+        """Messages that at most are done and not committed; of a group that never committed, all."""
+        return self.lumps.most_messages(max(self.end - (self.committed or 0), 0))
 
 
 @dataclass(slots=True)

@@ -9,9 +9,10 @@ the next one as time has passed. It is an estimate, for policies that learn; the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_high, median_low
 
-_SEEN = 3  # lumps of which the middle one counts: one leap (a reset of the offsets) is no lump
+_KEPT = 3  # lumps of which the middle one counts: one leap (a reset of the offsets) is no lump
+_LEAST = 2  # ... of two the smaller and the longer
 _LATE_TIMES = 2.0  # a commit that is so late is not on its way: the consumer works on one request, or is gone
 _LONGEST_SECONDS = (
     1_800.0  # who commits less often tells nothing: for twice as long a consumer that died would be missed
@@ -35,16 +36,16 @@ class Lumps:
         if gap_seconds:
             # What was committed between two looks of which each saw a commit may have been so one by one.
             lump = (messages if still_seconds > 0.0 else 1, still_seconds + gap_seconds)
-            self.recent = (*self.recent, lump)[-_SEEN:]
+            self.recent = (*self.recent, lump)[-_KEPT:]
         # What was thought to be done and is not committed now is done a little later, and not counted twice.
         self.done_messages = max(self.done_messages - messages, 0.0)
 
     def passed(self, still_seconds: float, lag_messages: int) -> None:
         """The offset has stood still for `still_seconds`, with so much lag."""
-        if len(self.recent) < _SEEN:
+        if len(self.recent) < _LEAST:
             return
-        messages = median([lump[0] for lump in self.recent])
-        seconds = median([lump[1] for lump in self.recent])
+        messages = median_low([lump[0] for lump in self.recent])
+        seconds = median_high([lump[1] for lump in self.recent])
         if seconds > _LONGEST_SECONDS or still_seconds > _LATE_TIMES * seconds:
             self.done_messages = 0.0
             return

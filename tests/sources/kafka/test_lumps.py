@@ -38,10 +38,18 @@ def test_between_two_commits_as_much_is_done_as_time_has_passed(
     assert track.done_most == done_most
 
 
-def test_before_three_lumps_were_seen_nothing_is_believed_and_all_is_possible() -> None:
+def test_before_two_lumps_were_seen_nothing_is_believed_and_before_one_all_is_possible() -> None:
     assert consumed(10, 20, seconds=9, backlog=50).done_most == 50
-    track = consumed(10, 20, seconds=28, backlog=50)
-    assert (track.lumps.done_messages, track.done_most) == (0.0, 10)
+    track = consumed(10, 20, seconds=18)
+    assert (track.lumps.done_messages, track.done_most) == (0.0, 19)
+    track = consumed(10, 20, seconds=25)
+    assert (track.lumps.done_messages, track.done_most) == (10.0, 19)
+
+
+def test_of_a_group_that_never_committed_all_may_be_done() -> None:
+    track = Track(end=50, committed=None, arrived=50, completed=0)
+    advance(track, 70, None, None, 1.0)
+    assert (track.lumps.done_messages, track.done_most) == (0.0, 70)
 
 
 def test_a_commit_that_does_not_come_is_believed_in_for_one_lump_more() -> None:
