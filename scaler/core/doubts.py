@@ -51,12 +51,12 @@ def loaded_doubt(values: Mapping[str, Any] | None, rest: Callable[[Mapping[str, 
 def doubted(doubt: Doubt[StateT] | None, before: Estimates, known: Estimates, rest: StateT) -> Doubt[StateT] | None:
     """The doubt after a sample, `known`, where there was `doubt` before it: none, a new one, or one that reaches on."""
     came = known.arrived - before.arrived
+    if doubt is None and before.at_seconds is not None and came <= FAR_MORE_LEAST:
+        return None
     likely = 0.0
     begun_anew = before.at_seconds is None or came < 0.0
     if begun_anew:
         came = known.arrived
-    elif doubt is None and came <= FAR_MORE_LEAST:
-        return None
     elif before.at_seconds is not None and known.at_seconds is not None:
         likely = before.short.value * (known.at_seconds - before.at_seconds)
     jumped = far_more(came, likely)

@@ -19,6 +19,7 @@ GROUPS = 8
 BINS = 15  # of gaps: up to 5 s, 10 s, 20 s, ... 11 hours, longer
 FIRST_SECONDS = 5.0
 KEPT = 200.0  # gaps remembered by each group, about
+LEAST_SECONDS = 0.1  # what is worth keeping for less is free to be without, but for a distribution's tail
 TRUSTED = 2.0  # gaps that weigh as much as the break-even that is used before any
 MIDDLES = (1.0, 2.0, 3.5, 6.5, 12.5, 24.5, 48.5, 96.5)  # the middle level of each group
 _EDGES = tuple(FIRST_SECONDS * 2.0**index for index in range(BINS - 1))
@@ -95,6 +96,7 @@ def held(
 ) -> tuple[int, float]:
     """(the highest level that is still worth keeping, when it stops being so).
 
+    A level in use that is worth keeping for no time at all is not kept either: being without it costs nothing.
     `timeouts_seconds` as they were before the last use: were they learned from it, more of it could let more go.
     `kept_after_last_seconds`: how long somebody else (KEDA's cooldown) keeps the last replica once it is let go.
     """
@@ -117,7 +119,7 @@ def timeouts_of(gaps: tuple[tuple[float, ...], ...], letting_go: tuple[float, ..
     for row, cost_of_one in zip(gaps, letting_go, strict=True):
         total = sum(row)
         if total == 0:
-            timeouts.append(cost_of_one)
+            timeouts.append(cost_of_one if cost_of_one >= LEAST_SECONDS else 0.0)
             continue
         best_cost, best_seconds = cost_of_one * total, 0.0
         kept_cost, left = 0.0, total
@@ -129,7 +131,8 @@ def timeouts_of(gaps: tuple[tuple[float, ...], ...], letting_go: tuple[float, ..
                 best_cost, best_seconds = cost, edge_seconds
             if left == 0:
                 break  # no gap was longer
-        timeouts.append((TRUSTED * cost_of_one + total * best_seconds) / (TRUSTED + total))
+        timeout_seconds = (TRUSTED * cost_of_one + total * best_seconds) / (TRUSTED + total)
+        timeouts.append(timeout_seconds if timeout_seconds >= LEAST_SECONDS else 0.0)
     return tuple(timeouts)
 
 

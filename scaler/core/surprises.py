@@ -36,6 +36,14 @@ class Surprises:
         """
         return self.crowd_squares / self.crowd_base if self.crowd_base else 0.0
 
+    def others(self, usual: float) -> float:
+        """How many others a request finds within one cold start; `usual`: how many it would if they came at random.
+
+        What comes at random finds as many as usually come in that time, and what comes alone none. One request counts
+        as if it had come at random.
+        """
+        return (self.crowd_squares - self.crowd_base + usual) / (self.crowd_base + 1.0)
+
     def fed(self, arrivals: float, rate: float, *, lead_seconds: float, now_seconds: float) -> Surprises:
         """With what arrived since it was fed last; `rate` (a second) is the forecast from now on."""
         arrived, at_seconds, forecast = self.arrived + arrivals, self.at_seconds, self.forecast

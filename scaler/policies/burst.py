@@ -22,7 +22,6 @@ from typing import Any, Generic
 from scaler.core.decide import Policy, Proposal, Situation, StateT
 from scaler.core.doubts import Doubt, doubted, loaded_doubt, never_served, undone
 from scaler.core.estimate import (
-    FAR_MORE_LEAST,
     NOTHING_KNOWN,
     Estimates,
     dumped,
@@ -245,8 +244,8 @@ def _watched(
             doubt=None,
         )
         return _watched(situation, undoubted, value)
-    if doubt is not None or before.at_seconds is None or known.arrived - before.arrived > FAR_MORE_LEAST:
-        doubt = doubted(doubt, before, known, Rise(short, long, state.held_value, state.is_on, ready))
+    doubt = doubted(doubt, before, known, Rise(short, long, state.held_value, state.is_on, ready))
+    if doubt is not state.doubt:
         state = replace(state, doubt=doubt)
     if before.at_seconds is None or now_seconds <= before.at_seconds:
         return state, known, short, long

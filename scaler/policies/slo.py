@@ -32,7 +32,7 @@ from typing import Any
 
 from scaler.core.decide import Proposal, Situation
 from scaler.core.doubts import Doubt, doubted, loaded_doubt, never_served, undone
-from scaler.core.estimate import FAR_MORE_LEAST, NOTHING_KNOWN, Estimates, dumped, loaded, rested, updated
+from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, rested, updated
 from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use, reloaded, timeouts_of
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import most_useful, remaining_seconds
@@ -49,6 +49,7 @@ BUDGET_CROWD = 0.3  # ... or this share of a crowd: one that comes as a surprise
 MOST_OVER = 100.0  # times what a kept slot is first worth: a surprise must not make the price astronomic
 FLOOR = 1.2  # a replica that works through one whole wait always pays for itself, with this margin
 BATCHES_LOOKED_AT = (1, 2, 4, 8, 16, 32, 64)  # how far back from the newest
+JUST_CAME = 0.5  # requests: a rate that forgets gradually shows so many more, just after one, than a window has
 LEAST_GAIN = 0.1  # requests a replica must be expected to begin in time to be started at all, whatever the price
 SERVICE_VARIATION = 0.5  # squared coefficient of variation of service times, for how far capacity may be off
 
@@ -170,8 +171,7 @@ class Slo:
         ):
             before = undone(doubt, before, waiting=known.waiting, in_flight=sample.in_flight)
             return self.propose(situation, replace(state, estimates=before, holds=doubt.rest, doubt=None))
-        if doubt is not None or before.at_seconds is None or known.arrived - before.arrived > FAR_MORE_LEAST:
-            doubt = doubted(doubt, before, known, state.holds)
+        doubt = doubted(doubt, before, known, state.holds)
         before_seconds = now_seconds if before.at_seconds is None else before.at_seconds
         need, why, numbers = _need(
             known,
@@ -412,6 +412,9 @@ def _need(
     # What was seen for much less than a cold start tells as much: before it, as far as anyone knows, nothing came.
     short, long = known.short.value * known.short.weight, known.long.value * known.long.weight
     rate = max(short, 0.5 * (short + long))
+    # What came is not what is to come: of no more than usually come together, as many others as those had.
+    if short * start.lead_seconds <= surprises.crowd + JUST_CAME:
+        rate = min(rate, surprises.others(long * start.lead_seconds) / start.lead_seconds)
     pace = view.ready * speed
     free = max(view.ready * slots - in_flight, 0.0)
     starting = len(view.starting_at_seconds)
@@ -463,12 +466,13 @@ def _need(
         if late > 0:
             most = max(most, late)
             extra = max(extra, worth(until - started, late, gain))
-    for ahead_seconds, due_seconds in (
-        (0.5 * blind_seconds, 0.5 * blind_seconds + wait_seconds),
-        (blind_seconds, max(blind_seconds, start.new_seconds) + wait_seconds),  # and what is late, by as long again
+    half = 0.5 * rate * blind_seconds
+    half += surely * math.sqrt(half)
+    for more, due_seconds in (
+        (half, 0.5 * blind_seconds + wait_seconds),
+        (blindly, max(blind_seconds, start.new_seconds) + wait_seconds),  # and what is late, by as long again
     ):
-        more = rate * ahead_seconds
-        requests = waiting + more + surely * math.sqrt(more)
+        requests = waiting + more
         late = lacking(requests, due_seconds, 0.0)
         if late > 0:
             most = max(most, late)
