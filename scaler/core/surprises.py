@@ -42,7 +42,8 @@ class Surprises:
         What comes at random finds as many as usually come in that time, and what comes alone none. One request counts
         as if it had come at random.
         """
-        return (self.crowd_squares - self.crowd_base + usual) / (self.crowd_base + 1.0)
+        others = max(self.crowd_squares - self.crowd_base, 0.0)  # of what is only guessed, less than one may come
+        return (others + usual) / (self.crowd_base + 1.0)
 
     def fed(self, arrivals: float, rate: float, *, lead_seconds: float, now_seconds: float) -> Surprises:
         """With what arrived since it was fed last; `rate` (a second) is the forecast from now on."""

@@ -82,9 +82,9 @@ def test_a_request_finds_as_many_others_as_have_come_together(together: int) -> 
     assert surprises.others(0.1) == pytest.approx(together - 1, abs=0.1)
 
 
-@given(st.lists(st.integers(0, 30), max_size=60), st.floats(0.0, 50.0), st.floats(0.0, 50.0))
+@given(st.lists(st.floats(0.0, 30.0), max_size=60), st.floats(0.0, 50.0), st.floats(0.0, 50.0))
 def test_the_more_usually_come_the_more_others_are_found_and_never_fewer_than_none(
-    counts: list[int], usual: float, more: float
+    counts: list[float], usual: float, more: float
 ) -> None:
     surprises = NO_SURPRISES
     for index, count in enumerate(counts, 1):
