@@ -41,6 +41,7 @@ COLD_START_FIRST_VARIATION = 0.25
 COLD_START_LEAST_SECONDS = 1e-3  # nothing starts sooner: what is reported below is a mistake
 SERVICE_FIRST_SECONDS = 5.0
 FAR_MORE_LEAST = 20.0  # requests
+NEVER_QUIET = Smoothed(0.0, 0.0, 0.0)
 
 
 @value_class(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Estimates:
     queued_at_seconds: float | None = None  # when something was last seen to wait
     flow: Flow | None = None  # while something waits and nobody counts
     lumps: Lumps = NO_LUMPS  # where completions are told in lumps
+    quiet: Smoothed = NEVER_QUIET  # arrivals a second while nothing waits and nobody counts; its clock runs only then
 
     # --- what others ask for ---
 
@@ -144,6 +146,7 @@ _PARTS = {
     "hours": Hours,
     "flow": Flow,
     "lumps": Lumps,
+    "quiet": Smoothed,
 }
 _PAIRS = ("batches", "profile")  # of those
 
@@ -177,6 +180,7 @@ def rested(known: Estimates, goals: Goals, now_seconds: float) -> Estimates:
         ),
         waits=known.waits.faded(elapsed_seconds),
         hours=known.hours.rested(at_seconds, interval_seconds=interval_seconds, until_seconds=until_seconds),
+        quiet=known.quiet if _counts(known) else _quieter(known.quiet, 0.0, elapsed_seconds, long_seconds),
     )
 
 
@@ -216,28 +220,41 @@ def updated(
         # believed in, one more that is believed in tells nothing of what arrived; only once nothing waits, fewer do.
         more_in_flight = min(more_in_flight, 0.0) if waiting == 0 else 0.0
     change += more_in_flight
-    arrivals, completions, purged = _flows(
-        known,
-        sample,
-        goals,
-        change,
-        busy_slot_seconds=busy,
-        elapsed_seconds=elapsed_seconds,
-    )
     lead_seconds, short_seconds, long_seconds = _windows(known, goals)
+    uncounted = not _counts(sample)
     # How busy they were while nobody looked for long, both ends of it don't tell.
-    tells = not purged and elapsed_seconds <= max(_LONGEST_SECONDS, _LONGEST_INTERVALS * interval_seconds)
-    uncounted = sample.arrived_total is None and sample.completed_total is None
+    tells = elapsed_seconds <= max(_LONGEST_SECONDS, _LONGEST_INTERVALS * interval_seconds)
     # Replicas that are only believed in may not be there: what does not move then would tell of ever longer services.
-    queued = uncounted and tells and known.waiting > 0 and not (blind and sample.in_flight is None)
+    queued = tells and uncounted and known.waiting > 0 and not (blind and sample.in_flight is None)
     flow: Flow | None = None
-    busy_sum, done_sum = known.busy_slot_seconds, known.completions
-    if queued:
-        of_queue = _queued(known, goals, change, 0.5 * (known.in_flight + in_flight), elapsed_seconds=elapsed_seconds)
-        arrivals = of_queue[1]
+    busy_sum, done_sum, quiet = known.busy_slot_seconds, known.completions, known.quiet
+    if queued and not (change < 0 and far_more(-change, busy / known.service_seconds(goals))):
+        of_queue = _queued(
+            known,
+            goals,
+            change,
+            busy_slot_seconds=busy,
+            elapsed_seconds=elapsed_seconds,
+            short_seconds=short_seconds,
+            long_seconds=long_seconds,
+            fades=sample.in_flight is not None,  # else of what came while nothing waited next to nothing was seen
+        )
+        arrivals, purged = of_queue[1], False
         completions = arrivals - change
         if waiting > 0:  # else it ended on the way, and nobody knows when
             flow, _, busy_sum, done_sum = of_queue
+    else:
+        arrivals, completions, purged = _flows(
+            known,
+            sample,
+            goals,
+            change,
+            busy_slot_seconds=busy,
+            elapsed_seconds=elapsed_seconds,
+        )
+        tells = tells and not purged
+        if uncounted and known.waiting <= 0 and sample.in_flight is not None:
+            quiet = _quieter(quiet, arrivals / elapsed_seconds, elapsed_seconds, long_seconds)
     rate = arrivals / elapsed_seconds
     short, long = known.short.fed(rate, now_seconds, short_seconds), known.long.fed(rate, now_seconds, long_seconds)
 
@@ -331,6 +348,7 @@ def updated(
         now_seconds if waiting > 0 else known.queued_at_seconds,
         flow,
         lumps,
+        quiet,
     )
 
 
@@ -493,32 +511,51 @@ def _flows(
 
 
 def _queued(
-    known: Estimates, goals: Goals, change: float, busy: float, *, elapsed_seconds: float
+    known: Estimates,
+    goals: Goals,
+    change: float,
+    *,
+    busy_slot_seconds: float,
+    elapsed_seconds: float,
+    short_seconds: float,
+    long_seconds: float,
+    fades: bool,
 ) -> tuple[Flow, float, float, float]:
     """(what the queue tells by then, arrivals, slot-seconds, completions): it waited all along, and nobody counts.
 
     The last two are the known service time with its weight, put as what is kept of exact ones.
     """
     first_seconds, count = service_first(goals)
-    _, short_seconds, long_seconds = _windows(known, goals)
-    long, flow = known.long, known.flow
+    long, quiet, flow = known.long, known.quiet, known.flow
     service_seconds = known.service_seconds(goals)
     if flow is None:  # as far as nobody looked for long, as many may arrive as are completed
-        unseen_rate = (1.0 - known.short.weight) * busy / service_seconds
+        unseen_rate = (1.0 - known.short.weight) * busy_slot_seconds / elapsed_seconds / service_seconds
         seen_seconds = max(long_seconds * long.weight, 1.0)
         flow = Flow(long.value, known.dispersion * long.value / seen_seconds + unseen_rate * unseen_rate)
     flow, arrivals, pace, weight = flow.fed(
         change,
-        busy=busy,
+        busy=busy_slot_seconds / elapsed_seconds,
         pace=1.0 / service_seconds,
         weight=count + known.completions,
-        usual_rate=long.value,
+        # Where all comes in bursts, a long mean is what nothing but bursts makes: as little as before comes after one.
+        usual_rate=long.value + quiet.weight * min(quiet.value - long.value, 0.0),
         dispersion=known.dispersion,
         elapsed_seconds=elapsed_seconds,
         tau_seconds=short_seconds,
+        fades=fades,
     )
     completions = min(max(weight - count, 0.0), _COMPLETIONS_KEPT)
     return flow, arrivals, (completions + count) / pace - count * first_seconds, completions
+
+
+def _quieter(quiet: Smoothed, rate: float, elapsed_seconds: float, tau_seconds: float) -> Smoothed:
+    """With one more look that began with nothing waiting; the rest of the time its clock stands still."""
+    return quiet.fed(rate, (quiet.at_seconds or 0.0) + elapsed_seconds, tau_seconds)
+
+
+def _counts(told: Estimates | Sample) -> bool:
+    """Whether somebody counts what arrives, or what is completed."""
+    return told.arrived_total is not None or told.completed_total is not None
 
 
 def _was_in_work(known: Estimates, sample: Sample, goals: Goals, now_seconds: float) -> bool:

@@ -4,7 +4,8 @@ While something waits all slots work, and what is in the system grows by what ar
 many slots complete twice as many: from how the growth changes with the slots, and from what arrived before any worked,
 follow both the rate of arrivals and that of completions. It is a Kalman filter (1960) of these two, which knows how
 sure it is of each and of both together; while as many slots work all the time it learns their difference alone, and
-says so. What comes lately more than usual may stop at any moment (a burst); what is usual wanders slowly.
+says so. What comes more than usual may stop at any moment (a burst), less likely the longer it has lasted, and so is
+expected to fade. What is usual wanders slowly.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Flow:
     run_off: float = 0.0  # requests more than was expected, lately
     run_variance: float = 0.0
     owed: float = 0.0  # arrivals below zero, to be taken from later ones: else chance would only ever add
+    stood_seconds: float = 0.0  # for how long something waits
 
     def fed(
         self,
@@ -48,16 +50,22 @@ class Flow:
         dispersion: float,
         elapsed_seconds: float,
         tau_seconds: float,
+        fades: bool = True,
     ) -> tuple[Flow, float, float, float]:
         """(what is known then, arrivals, completions a second and slot, their weight), after one more look.
 
         `change`: how many requests more are in the system than `elapsed_seconds` ago, in which `busy` slots worked all
         the time. `pace`: completions a second of a slot as known before, worth `weight` completions. `usual_rate`:
-        arrivals a second over a long time, `tau_seconds`: over how long the short rate is taken.
+        arrivals a second once a burst is over, `tau_seconds`: over how long the short rate is taken. `fades`: somebody
+        saw what is usual.
         """
-        came, done = self.rate * elapsed_seconds, busy * pace * elapsed_seconds
-        rate_variance = self.rate_variance + self.rate * elapsed_seconds / (_WANDERS * tau_seconds) ** 2
-        rate_variance += _STOPS * (self.rate - usual_rate) ** 2 * elapsed_seconds / tau_seconds
+        rate, stood_seconds = self.rate, self.stood_seconds + elapsed_seconds
+        if fades and rate > usual_rate:  # else a burst that is over would be seen as arrivals that faster services hide
+            left = (1.0 - elapsed_seconds / (tau_seconds + stood_seconds)) ** _STOPS
+            rate = usual_rate + left * (rate - usual_rate)
+        came, done = rate * elapsed_seconds, busy * pace * elapsed_seconds
+        rate_variance = self.rate_variance + rate * elapsed_seconds / (_WANDERS * tau_seconds) ** 2
+        rate_variance += _STOPS * (rate - usual_rate) ** 2 * elapsed_seconds / tau_seconds
         pace_variance = pace * pace * (_UNSURE / weight + done / _KEPT**2)
         most = _TIED * math.sqrt(rate_variance * pace_variance)
         covariance = max(-most, min(self.covariance, most))
@@ -71,16 +79,17 @@ class Flow:
         run_off = _RUN_KEPT * self.run_off + max(-_RUN_MOST * deviation, min(off, _RUN_MOST * deviation))
         run_variance = _RUN_KEPT**2 * self.run_variance + variance
         if run_off * run_off > _SURPRISING**2 * run_variance:
-            more = (off / elapsed_seconds if off > 0 else min(-off / elapsed_seconds, self.rate)) ** 2
+            more = (off / elapsed_seconds if off > 0 else min(-off / elapsed_seconds, rate)) ** 2
             rate_variance += more
             to_rate += elapsed_seconds * more
             variance += elapsed_seconds * elapsed_seconds * more
             run_off = run_variance = 0.0
-        rate = self.rate + to_rate / variance * max(-_SURPRISING * deviation, off)
+        before = rate
+        rate += to_rate / variance * max(-_SURPRISING * deviation, off)
         known_pace = pace + to_pace / variance * off
         if rate < 0.0:  # nothing arrives any more: all that goes is completed, which tells the pace
             tied = covariance / rate_variance if rate_variance > 0.0 else 0.0
-            likely_pace = pace - tied * self.rate
+            likely_pace = pace - tied * before
             expected = busy * likely_pace * elapsed_seconds
             its_variance = max(pace_variance - tied * covariance, (pace / _KEPT) ** 2)
             gain = its_variance * by_pace / (by_pace * by_pace * its_variance + max(expected, _LEAST_NOISE))
@@ -97,6 +106,7 @@ class Flow:
             run_off,
             run_variance,
             owed,
+            stood_seconds,
         )
         return after, arrivals, known_pace, _UNSURE * known_pace * known_pace / pace_variance
 

@@ -83,6 +83,29 @@ def test_a_queue_that_only_falls_tells_that_nothing_arrives_any_more() -> None:
     assert flow.rate < 0.1
 
 
+@pytest.mark.parametrize("guess_seconds", [8.3, 10.0, 14.0])
+def test_the_end_of_a_burst_does_not_hide_how_long_services_take(guess_seconds: float) -> None:
+    """What falls more slowly than was expected is a longer service, not a few that still arrive: usually none do."""
+    looks = [(5.0, 0.0)] * 12 + [(-0.5 * busy, float(busy)) for busy in (1, 2, 3, 4, 5, 6) for _ in range(4)]
+    for _ in range(4):  # bursts
+        flow, arrived, _, guess_seconds = grown(
+            looks, guess_seconds=guess_seconds, weight=100.0, flow=known_rate(0.05, 60.0), usual_rate=0.0
+        )
+    assert guess_seconds == pytest.approx(10.0, rel=0.12)
+    assert arrived < 1.12 * 60.0
+    assert flow.rate < 0.1
+
+
+@pytest.mark.parametrize("usual_rate", [0.0, 0.5, 1.0])
+def test_more_than_usual_that_lasts_for_hours_is_not_taken_for_ever_longer_services(usual_rate: float) -> None:
+    """2 arrive a second, 16 slots complete 1.6; an expectation that fades as fast all the time finds 1,000 s."""
+    flow, _, _, learned_seconds = grown(
+        [(2.0, 16.0)] * 3_000, guess_seconds=10.0, weight=100.0, flow=known_rate(2.0, 60.0), usual_rate=usual_rate
+    )
+    assert 8.0 < learned_seconds < 20.0
+    assert flow.rate > 1.0
+
+
 def test_no_more_can_be_completed_than_arrives_and_goes_and_it_tells_too_long_a_guess() -> None:
     """10 slots complete 1 a second: a service takes 10 s at most, whatever arrives."""
     _, _, _, learned_seconds = grown(
