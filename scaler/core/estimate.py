@@ -528,6 +528,9 @@ def _queued(
     first_seconds, count = service_first(goals)
     long, quiet, flow = known.long, known.quiet, known.flow
     service_seconds = known.service_seconds(goals)
+    usual_rate = long.value
+    if fades:  # where all comes in bursts they alone make the long mean: after one comes as little as before
+        usual_rate += quiet.weight * min(quiet.value - usual_rate, 0.0)
     if flow is None:  # as far as nobody looked for long, as many may arrive as are completed
         unseen_rate = (1.0 - known.short.weight) * busy_slot_seconds / elapsed_seconds / service_seconds
         seen_seconds = max(long_seconds * long.weight, 1.0)
@@ -537,8 +540,7 @@ def _queued(
         busy=busy_slot_seconds / elapsed_seconds,
         pace=1.0 / service_seconds,
         weight=count + known.completions,
-        # Where all comes in bursts, a long mean is what nothing but bursts makes: as little as before comes after one.
-        usual_rate=long.value + quiet.weight * min(quiet.value - long.value, 0.0),
+        usual_rate=usual_rate,
         dispersion=known.dispersion,
         elapsed_seconds=elapsed_seconds,
         tau_seconds=short_seconds,
