@@ -554,13 +554,16 @@ class Evaluator:
             found = self._keeper.restored(key, trigger.policy)
         workload.unread = None if found is None else (key, found)
         state = None if found is None else found.state
-        cautious = trigger.policy_name == "slo" and goals.answer == "demand" and state is None
-        if cautious and (trial := self._trial(trigger)) is not None:
+        blank_seconds = cold_start_first(goals) + goals.hold_seconds
+        last = None if found is None else found.decision
+        # Older than holdSeconds it tells no more which replicas there are: the service may have gone on without being
+        # able to write, and KEDA's fallback or a person may have decided meanwhile.
+        is_fresh = state is not None and last is not None and now - last.at_seconds <= goals.hold_seconds
+        cautious = trigger.policy_name == "slo" and goals.answer == "demand" and not is_fresh
+        if cautious and state is None and (trial := self._trial(trigger)) is not None:
             state = trial.state  # it takes over what it learned while it was only tried; of replicas it knows nothing
             if found is None:
                 workload.unread = _trial_key(trigger), trial
-        last = None if found is None else found.decision
-        blank_seconds = cold_start_first(goals) + goals.hold_seconds
         if last is not None and now - last.at_seconds > blank_seconds + self._settings.reading.failing_active_seconds:
             last = None  # as old as this it says nothing about now; what was learned does
         if last is not None:
@@ -573,6 +576,16 @@ class Evaluator:
             workload.blank_until = now + blank_seconds
             if last is not None and last.active and now - last.at_seconds <= blank_seconds:
                 workload.peak = last.desired_replicas
+
+    def _start_anew(self, workload: Workload, now: float) -> None:
+        """Without what was restored, which may be why nothing can be decided: it would be so for ever."""
+        trigger, last = workload.trigger, workload.memory.last
+        workload.memory = Memory(state=trigger.policy.start(), last=last)
+        workload.unread = None
+        if trigger.policy_name == "slo" and trigger.goals.answer == "demand":
+            workload.blank_until = now + cold_start_first(trigger.goals) + trigger.goals.hold_seconds
+            if last is not None and last.active:
+                workload.peak = max(workload.peak, last.desired_replicas)
 
     def _trial(self, trigger: Trigger) -> _Trial | None:
         """What a dry run learned: of a trigger that was changed, that expired, or before the process restarted."""
@@ -665,6 +678,7 @@ class Evaluator:
         before = workload.memory.last
         joint, together = workload.scaled_object.joint, _sized_with(workload, _sized_memory)
         warm_steps: tuple[Step, ...] = ()
+        sample: Sample | None = None
         try:
             sample = _sample(trigger, outcome, view, now)
             if trigger.warm_for is not None and trigger.goals.answer == "warm":
@@ -682,6 +696,8 @@ class Evaluator:
             return
         except Exception as err:  # noqa: BLE001 - our bug must not reach other workloads, nor a replica count
             self._telemetry.bug("evaluation_failed", err, workload=workload.label)
+            if sample is not None and workload.unread is not None:
+                self._start_anew(workload, now)
             self._failed(
                 workload, SourceUnavailable("the evaluation failed for a reason that only Pilotlight's log tells"), now
             )

@@ -17,6 +17,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import sqlite3
 import stat
 import threading
@@ -74,6 +75,7 @@ _BUSY_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
 _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _MEBIBYTE = 1024 * 1024
+_LOG_BYTES = 8 * _MEBIBYTE
 # Damaged files that are kept, the newest of them: the folder stays bounded.
 _SET_ASIDE_KEPT = 3
 # Observations written in one transaction: the log can't be cut within one.
@@ -167,6 +169,7 @@ class StateFile:
         self._rows: list[tuple[Key, tuple[Any, ...]]] = []
         # Of the event loop.
         self._found: OrderedDict[Key, tuple[Any, ...]] = OrderedDict()
+        self._told: set[str] = set()
         # Of the thread.
         self._connection: sqlite3.Connection | None = None
         self._held: IO[bytes] | None = None
@@ -174,6 +177,7 @@ class StateFile:
         self._ids: dict[Key, int] = {}
         # (written at and seen at by the process's clock, seen at by the wall's, what)
         self._written: dict[Key, tuple[float, float, float, tuple[Any, ...]]] = {}
+        self._limit_bytes = settings.max_megabytes * _MEBIBYTE
         self._run_number = 0
         self._ran_before = 0.0  # the service, by the file, ...
         self._ran_from = 0.0  # ... when this process's clock showed this
@@ -214,27 +218,33 @@ class StateFile:
             return None
         at, active, metric_value, target_value, desired, learned, read_at, read_value, *parts = row
         now, wall_now = self._clock(), self._wall()
+        # SQLite keeps whatever it is given in any column, and looks for no bit that has turned.
+        if not (_are_numbers(at, active, metric_value, target_value, desired) and target_value > 0 <= desired):
+            self._tell_once(
+                "last_unreadable", _Damaged(f"the last decision on {quoted('/'.join(key[:2]))} is no decision")
+            )
+            return None
         state = None
         if learned is not None and isinstance(policy, Durable):
             try:
-                values = json.loads(learned)
+                values = json.loads(learned, parse_constant=_no_number)
                 # An older version wrote the state alone, of a clock that counts from Unix time.
                 was_at, was_clock_at, values = values if isinstance(values, list) else (at, at, values)
                 shift_seconds = _moment(now, wall_now, was_at) - was_clock_at
                 state = policy.load(values, shift_seconds=shift_seconds)
             except Exception as err:  # noqa: BLE001 - whatever an older version wrote: start learning anew
-                self._tell("learned_unreadable", err)
+                self._tell_once("learned_unreadable", err)
         decision = Decision(
             at_seconds=_moment(now, wall_now, at),
             active=bool(active),
             metric_value=metric_value,
             target_value=target_value,
-            desired_replicas=desired,
+            desired_replicas=int(desired),
             held=True,
             steps=(Step(name="restart", before=None, after=desired, reason="decided before the service restarted"),),
         )
         sample = None
-        if read_at is not None:
+        if _are_numbers(read_at, read_value) and all(part is None or _are_numbers(part) for part in parts):
             waiting, in_flight, arrived_total, completed_total, oldest_age_seconds, in_system, most_replicas = parts
             sample = Sample(
                 at_seconds=_moment(now, wall_now, read_at),
@@ -319,13 +329,13 @@ class StateFile:
             rows, self._rows = self._rows, []
         try:
             connection = self._open()
+            with connection:  # first what matters more: where the disk is full, a restart must not go back to hours ago
+                for key, newest in lasts.items():
+                    self._upsert(connection, key, newest, last=last)
             for start in range(0, len(rows), _ROWS_AT_ONCE):
                 with connection:
                     for key, row in rows[start : start + _ROWS_AT_ONCE]:
                         self._insert(connection, key, row)
-            with connection:
-                for key, newest in lasts.items():
-                    self._upsert(connection, key, newest, last=last)
             self._prune_in -= 1
             if self._prune_in <= 0 and not last:
                 self._prune_in = _COMMITS_A_PRUNE
@@ -369,6 +379,7 @@ class StateFile:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = lock.open("ab")
         except OSError as err:
+            self.failed_commits += 1
             if not self._failing:
                 self._failing = True
                 self._tell("state_not_written", err)
@@ -396,13 +407,12 @@ class StateFile:
             connection = _connected(self.path)
             try:
                 _prepare(connection)
+                self._limit_bytes = self._fitting()
                 connection.execute(f"PRAGMA journal_size_limit={self._log_bytes}")
-                connection.execute(f"PRAGMA wal_autocheckpoint={self._log_bytes // 2 // 4096}")
+                connection.execute(f"PRAGMA wal_autocheckpoint={max(self._log_bytes // 2 // 4096, 1)}")
                 self._files = [(path, path.stat()) for path in (self.path, self._log_path) if path.exists()]
-                run, ran = connection.execute("SELECT max(run), max(ran) FROM observation").fetchone()
-                (ran_last,) = connection.execute("SELECT max(ran) FROM last").fetchone()
-                self._run_number = (run or 0) + 1
-                self._ran_before, self._ran_from = max(ran or 0.0, ran_last or 0.0), self._alone_since
+                run, self._ran_before = _runs(connection)
+                self._run_number, self._ran_from = run + 1, self._alone_since
             except BaseException:
                 connection.close()
                 raise
@@ -415,8 +425,18 @@ class StateFile:
 
     @property
     def _log_bytes(self) -> int:
-        """What the write-ahead log may hold of `maxMegabytes`."""
-        return min(self._settings.max_megabytes * _MEBIBYTE // 8, 8 * _MEBIBYTE)
+        """What the write-ahead log may hold of `maxMegabytes`, or of a disk that is smaller."""
+        return min(self._limit_bytes // 8, _LOG_BYTES)
+
+    def _fitting(self) -> int:
+        """What the file and its log may hold: `maxMegabytes`, on a smaller disk less, so that it is never full of them.
+
+        A full disk would stay full: what frees space is written to the log first.
+        """
+        limit_bytes = self._settings.max_megabytes * _MEBIBYTE
+        ours = sum(path.stat().st_size for path in (self.path, self._log_path) if path.exists())
+        disk = shutil.disk_usage(self.path.parent)
+        return max(min(limit_bytes, ours + disk.free - min(limit_bytes, disk.total) // 8), 0)
 
     def _forget(self) -> None:
         """After a failure: what was thought to be in the file may not be."""
@@ -506,6 +526,7 @@ class StateFile:
 
         Age is the time that the service has run since: the wall's clock may be wrong, and time off is no age.
         """
+        self._limit_bytes = self._fitting()
         now = self._clock()
         too_old = self._ran(now) - 86_400.0 * self._settings.max_age_days
         for key in [key for key, (written_at, *_) in self._written.items() if now - written_at > 3_600.0]:
@@ -527,7 +548,7 @@ class StateFile:
                 > 0
             ):
                 self._ids.clear()
-            if _bytes_used(connection) > self._settings.max_megabytes * _MEBIBYTE - self._log_bytes:
+            if _bytes_used(connection) > self._limit_bytes - self._log_bytes:
                 connection.execute(
                     "DELETE FROM observation WHERE id IN (SELECT id FROM observation ORDER BY id LIMIT ?)",
                     (_PRUNED_AT_ONCE,),
@@ -537,8 +558,7 @@ class StateFile:
         connection.executescript("PRAGMA incremental_vacuum(2000);")
         log_bytes = self._log_path.stat().st_size
         # Pages that were freed leave the file with a checkpoint only.
-        limit_bytes = self._settings.max_megabytes * _MEBIBYTE
-        if log_bytes > self._log_bytes or self.path.stat().st_size + log_bytes > limit_bytes:
+        if log_bytes > self._log_bytes or self.path.stat().st_size + log_bytes > self._limit_bytes:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     # --- the file itself ---
@@ -546,8 +566,7 @@ class StateFile:
     def _load(self) -> None:
         if not self.path.exists():
             return
-        with contextlib.closing(_connected(self.path)) as connection:
-            _prepare(connection)
+        with contextlib.closing(self._to_be_read()) as connection:
             verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if verdict != "ok":
                 raise _Damaged(verdict)
@@ -563,6 +582,21 @@ class StateFile:
             ):
                 self._found[namespace, name, source, policy] = tuple(row)
         self._log.info("state_restored", workloads=len(self._found), file=self.path.name)
+
+    def _to_be_read(self) -> sqlite3.Connection:
+        """Of a folder that can't be written, too, as on a disk that was made read-only after an error."""
+        if os.access(self.path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            connection = _connected(self.path)
+        else:
+            # Without a log nothing is missing from the file; else SQLite would want to make one.
+            ways = "mode=ro" if self._log_path.exists() else "mode=ro&immutable=1"
+            connection = sqlite3.connect(f"{self.path.resolve().as_uri()}?{ways}", uri=True, timeout=_BUSY_SECONDS)
+        try:
+            _prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _set_aside(self, err: Exception) -> bool:
         """Move a file away that is damaged or not ours, so that a new one can begin; False: it is another trouble."""
@@ -592,12 +626,35 @@ class StateFile:
         )
         return True
 
+    def _tell_once(self, event: str, err: Exception) -> None:
+        """One line, not one for each of thousands of workloads."""
+        if event not in self._told:
+            self._told.add(event)
+            self._tell(event, err)
+
     def _tell(self, event: str, err: Exception) -> None:
         self._log.error(event, file=self.path.name, error=type(err).__name__, detail=str(err))
 
 
 class _Damaged(sqlite3.DatabaseError):
     """The file is SQLite's, but damaged or not ours."""
+
+
+def _runs(connection: sqlite3.Connection) -> tuple[int, float]:
+    """The last run's number, and how long the service had run by then. Raises _Damaged."""
+    run, ran = connection.execute("SELECT max(run), max(ran) FROM observation").fetchone()
+    (ran_last,) = connection.execute("SELECT max(ran) FROM last").fetchone()
+    if not _are_numbers(run or 0, ran or 0.0, ran_last or 0.0):
+        raise _Damaged("it does not tell for how long the service has run")
+    return int(run or 0), max(ran or 0.0, ran_last or 0.0)
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 def _moment(now: float, wall_now: float, wall_at: float) -> float:
@@ -608,7 +665,8 @@ def _moment(now: float, wall_now: float, wall_at: float) -> float:
 def _connected(path: Path) -> sqlite3.Connection:
     # One thread at a time uses it: the one that starts, then the writer.
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False)
-    os.chmod(path, 0o600)  # noqa: PTH101 - what workloads exist is for the service alone
+    with contextlib.suppress(OSError):  # a folder that can't be written can still be read
+        os.chmod(path, 0o600)  # noqa: PTH101 - what workloads exist is for the service alone
     return connection
 
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
-from collections.abc import AsyncIterator
+import sqlite3
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import boto3
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from scaler._generated import externalscaler_pb2 as pb
 from scaler._generated import externalscaler_pb2_grpc as pb_grpc
+from scaler.state import FILE_NAME
 from tests.service.conftest import until
 from tests.service.test_answers import Bench, read_queue
 from tests.service.test_answers import queue as queue_of
@@ -187,6 +191,66 @@ def test_without_state_the_peak_is_let_go_after_one_cold_start_and_hold_seconds(
         assert answer == first
     assert kept == 0
     assert [read_queue(held, workload, 0).desired_replicas for _ in range(2)] == [first, 0]
+
+
+def kept_until(folder: Path, wall: float, waiting: int, **promise: str) -> None:
+    """A service that reads a queue for a while, writes what it knows, and dies at this moment."""
+    bench = Bench(folder, wall=wall)
+    workload = queue_of(bench, "jobs", **promise)
+    for _ in range(30):
+        read_queue(bench, workload, waiting)
+    assert bench.state is not None
+    bench.state.close()
+
+
+PROMISE = {"waitSeconds": "60", "serviceSeconds": "20", "coldStartSeconds": "6", "holdSeconds": "60"}
+
+
+@pytest.mark.parametrize(("off_seconds", "is_stale"), [(5.0, False), (50.0, False), (70.0, True), (86_400.0, True)])
+def test_state_older_than_hold_seconds_is_as_good_as_none_about_the_replicas(
+    tmp_path: Path, off_seconds: float, is_stale: bool
+) -> None:
+    """Perhaps the service went on for hours and could write nothing: nothing is let go that demand has asked for."""
+    kept_until(tmp_path, 1_000_000.0, 1, **PROMISE)
+    bench = Bench(tmp_path, wall=1_000_030.0 + off_seconds)
+    workload = queue_of(bench, "jobs", **PROMISE)
+    assert (workload.blank_until > bench.clock.now) == is_stale
+    peak = read_queue(bench, workload, MESSAGES).desired_replicas
+    assert peak >= 4
+    assert workload.estimates is not None
+    assert workload.estimates.samples > 1  # what was learned does stand
+    if is_stale:
+        assert {read_queue(bench, workload, 0).desired_replicas for _ in range(64)} == {peak}
+    assert bench.state is not None
+    bench.state.close()
+
+
+def altered(folder: Path, change: Callable[[Any], None]) -> None:
+    """What was learned, as a file with a turned bit or of another version has it."""
+    with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as connection, connection:
+        (text,) = connection.execute("SELECT learned FROM last").fetchone()
+        learned = json.loads(text)
+        change(learned[2])
+        connection.execute("UPDATE last SET learned = ?", (json.dumps(learned),))
+
+
+def test_what_was_learned_and_makes_no_sense_costs_one_reading_and_not_the_workload(tmp_path: Path) -> None:
+    kept_until(tmp_path, 1_000_000.0, MESSAGES, **PROMISE)
+    altered(tmp_path, lambda values: values["estimates"].update(waiting="many"))
+    bench = Bench(tmp_path, wall=1_000_031.0)
+    workload = queue_of(bench, "jobs", **PROMISE)
+    last = workload.memory.last
+    assert last is not None
+    with capture_logs() as logs:
+        assert read_queue(bench, workload, MESSAGES).desired_replicas == last.desired_replicas  # still the old one
+    assert [log["event"] for log in logs if log["log_level"] == "error"] == ["evaluation_failed"]
+    with capture_logs() as logs:
+        answers = [read_queue(bench, workload, waiting).desired_replicas for waiting in (MESSAGES, *[0] * 60)]
+    assert workload.error is None
+    assert min(answers) >= last.desired_replicas  # and now it is as if nothing was known
+    assert not [log for log in logs if log["log_level"] == "error"]
+    assert bench.state is not None
+    bench.state.close()
 
 
 async def test_with_its_state_a_new_process_answers_while_the_queue_cannot_be_read(tmp_path: Path, sqs: SQS) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -189,6 +190,137 @@ def test_state_that_an_older_version_wrote_costs_what_was_learned_and_no_more(tm
     assert [log["event"] for log in logs if log["log_level"] == "error"] == ["learned_unreadable"]
 
 
+@pytest.mark.parametrize(
+    "learned", ["[]", "{", "null", "[1,2]", '["a","b",{}]', "[1,2,{}]", "[" * 100_000, "[NaN,1,{}]"]
+)
+def test_what_was_learned_and_cannot_be_read_is_told_once_for_all_workloads(tmp_path: Path, learned: str) -> None:
+    keys = [("team-a", f"llama-{number}", "s", "p") for number in range(5)]
+    with opened(tmp_path) as state:
+        for key in keys:
+            keep(state, 1, key)
+    _altered(tmp_path / FILE_NAME, f"UPDATE last SET learned = '{learned}'")
+    with capture_logs() as logs, opened(tmp_path) as state:
+        found = [state.restored(key, Counting()) for key in keys]
+    assert all(one is not None and (one.decision.desired_replicas, one.state) == (3, None) for one in found)
+    assert [log["event"] for log in logs if log["log_level"] == "error"] == ["learned_unreadable"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["at = 'then'", "desired = -5", "desired = 'many'", "metric_value = 9e999", "target_value = 0", "active = x'00'"],
+)
+def test_a_last_decision_that_is_none_is_not_believed_and_told_once(tmp_path: Path, change: str) -> None:
+    keys = [("team-a", f"llama-{number}", "s", "p") for number in range(5)]
+    with opened(tmp_path) as state:
+        for key in keys:
+            keep(state, 1, key)
+    _altered(tmp_path / FILE_NAME, f"UPDATE last SET {change}")
+    with capture_logs() as logs, opened(tmp_path) as state:
+        assert [state.restored(key, Counting()) for key in keys] == [None] * 5
+        keep(state, 2, keys[0])
+    assert [log["event"] for log in logs if log["log_level"] == "error"] == ["last_unreadable"]
+    with opened(tmp_path) as state:
+        found = state.restored(keys[0], Counting())
+    assert found is not None
+    assert found.state[0] == 2
+
+
+def test_a_last_reading_that_is_none_costs_the_reading_only(tmp_path: Path) -> None:
+    with opened(tmp_path) as state:
+        keep(state, 5)
+    _altered(tmp_path / FILE_NAME, "UPDATE observation SET waiting = 'many'")
+    with opened(tmp_path) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert (found.state[0], found.sample) == (5, None)
+
+
+def test_a_file_that_does_not_tell_how_long_the_service_ran_is_set_aside(tmp_path: Path) -> None:
+    with opened(tmp_path) as state:
+        keep(state, 5)
+    _altered(tmp_path / FILE_NAME, "UPDATE observation SET ran = 'long'")
+    with capture_logs() as logs, opened(tmp_path) as state:
+        keep(state, 6)
+        wait(lambda: state.commits > 0)
+    assert [log["event"] for log in logs if log["log_level"] == "error"] == ["state_set_aside"]
+    with opened(tmp_path) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert found.state[0] == 6
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="rights of POSIX")
+@pytest.mark.parametrize("killed", [True, False], ids=["killed before", "ended before"])
+def test_a_folder_that_cannot_be_written_is_still_read(tmp_path: Path, *, killed: bool) -> None:
+    folder, whole = tmp_path / "copy", tmp_path / "state"
+    with opened(whole) as state:
+        keep(state, 5)
+        wait(lambda: state.commits > 1 and state.waiting == 0)
+        if killed:  # what a crash leaves: the log, too
+            shutil.copytree(whole, folder)
+    if not killed:
+        shutil.copytree(whole, folder)
+    for part in folder.iterdir():
+        part.chmod(0o444)
+    folder.chmod(0o555)
+    is_root = os.geteuid() == 0
+    if is_root:  # who may write everywhere
+        for parent in (tmp_path, *tmp_path.parents[:3]):
+            parent.chmod(parent.stat().st_mode | 0o055)
+        os.seteuid(65_534)
+    try:
+        with capture_logs() as logs, opened(folder) as state:
+            found = state.restored(KEY, Counting())
+            wait(lambda: state.failed_commits > 1)
+    finally:
+        if is_root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+    assert found is not None
+    assert found.state[0] == 5
+    assert [log["event"] for log in logs] == ["state_restored", "state_not_written"]
+
+
+def test_on_a_small_disk_the_oldest_go_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = 3 * 1024 * 1024
+
+    def small(folder: str | Path) -> Any:
+        used = sum(part.stat().st_size for part in Path(folder).iterdir())
+        most[0] = max(most[0], used)
+        return shutil._ntuple_diskusage(total, used, max(total - used, 0))
+
+    most = [0]
+    monkeypatch.setattr(shutil, "disk_usage", small)
+    times = Times(clock=50.0, wall=1_000_000.0)
+    with opened(tmp_path, times=times) as state:
+        for count in range(40_000):
+            keep(state, count, (*KEY[:1], f"w{count % 50}", *KEY[2:]))
+            if count % 1_000 == 999:
+                times.go(1.0)
+                commits = state.commits
+                wait(lambda commits=commits: state.commits > commits and state.waiting == 0)
+    assert state.failed_commits == 0
+    assert 1024 * 1024 < most[0] < total
+    newest = rows(tmp_path, "team-a/w49")[-1]
+    assert newest.metric_value == 39_999.0
+
+
+def test_where_no_observation_can_be_written_the_newest_decisions_still_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(StateFile, "_insert", full)
+    with capture_logs() as logs, opened(tmp_path, StateSettings(commit_seconds=3600.0)) as state:
+        keep(state, 4, desired=4)
+    assert [log["event"] for log in logs] == ["state_not_written"]
+    with opened(tmp_path) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert (found.decision.desired_replicas, found.state[0]) == (4, 4)
+
+
 def _garbage(file: Path) -> None:
     file.write_bytes(Random(1).randbytes(20_000))
 
@@ -307,6 +439,7 @@ def test_a_folder_that_cannot_be_made_is_told_once_and_stops_nothing(tmp_path: P
         assert state.restored(KEY, Counting()) is None
     assert {log["event"] for log in logs} == {"state_unreadable", "state_not_written"}
     assert len(logs) == 2
+    assert state.failed_commits > 1  # the alert asks for these
 
 
 def test_a_policy_that_cannot_dump_its_state_costs_the_others_nothing(tmp_path: Path) -> None:
