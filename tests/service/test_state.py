@@ -278,7 +278,7 @@ def test_a_folder_that_cannot_be_written_is_still_read(tmp_path: Path, *, killed
         folder.chmod(0o755)
     assert found is not None
     assert found.state[0] == 5
-    events = [log["event"] for log in logs]  # with those of what else runs in this process, which has lost its rights, too
+    events = [log["event"] for log in logs]  # also of others in this process, which has lost its rights as a whole
     assert "state_restored" in events
     assert "state_unreadable" not in events
 
