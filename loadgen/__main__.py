@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import random
 import signal
@@ -326,6 +327,9 @@ def _pair(text: str) -> tuple[str, str]:
 
 def main() -> None:
     """Run the command; what is wrong becomes one line, with exit code 2, or 1 where it is a broker that fails."""
+    # What a broker's client logs of a failure comes as an error, too, and is told once.
+    for client in ("aiokafka", "aio_pika", "aiormq", "aiobotocore", "botocore"):
+        logging.getLogger(client).addHandler(logging.NullHandler())
     try:
         run_app(app, "loadgen")
     except BrokerFailed as err:
