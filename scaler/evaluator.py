@@ -1298,8 +1298,9 @@ def _joint_sample(samples: list[Sample], *, counters: bool) -> Sample:
 
 
 def _joint_goals(goals: list[Goals]) -> Goals:
-    """The strictest of each promise, the most of each bound; the rest as the trigger just read says."""
+    """The strictest of each promise, the most of each bound and of what KEDA keeps; the rest as just read."""
     waits = [one.wait_seconds for one in goals if one.wait_seconds is not None]
+    cooldowns = [one.cooldown_seconds for one in goals if one.cooldown_seconds is not None]
     return replace(
         goals[0],
         wait_seconds=min(waits, default=None),
@@ -1307,6 +1308,8 @@ def _joint_goals(goals: list[Goals]) -> Goals:
         concurrency=min(one.concurrency for one in goals),
         min_replicas=max(one.min_replicas for one in goals),
         max_replicas=max(one.max_replicas for one in goals),
+        cooldown_seconds=max(cooldowns, default=None),
+        warm="floor" if any(one.warm == "floor" for one in goals) else goals[0].warm,
     )
 
 

@@ -21,13 +21,28 @@ from deploy import compiled
 
 ROOT = compiled.ROOT
 PROBE = """
-import pickle
+import json, pickle
 import scaler.simulator.world as world
 from scaler.backtest.cases import Case, run
 from scaler.core.model import ReplicaStep
 from scaler.simulator.baselines import keda_grid
 for one in (next(keda_grid()), ReplicaStep(waiting_from=1.0, replicas=2)):
     assert pickle.loads(pickle.dumps(one)) == one and hash(one) == hash(pickle.loads(pickle.dumps(one)))
+from scaler.core.decide import Memory, decide
+from scaler.core.model import Goals, Sample
+from scaler.plugins import policies
+for policy in policies().values():  # learned is what a file gives back, where tuples are lists
+    if not hasattr(policy, "load"):
+        continue
+    memory = Memory(state=policy.start())
+    for look in range(200):
+        waiting = float(look % 50)
+        sample = Sample(at_seconds=5.0 * look, metric_value=waiting, active=waiting > 0, waiting=waiting, in_flight=2.0)
+        goals = Goals(target_value=1.0, wait_seconds=30.0)
+        _, memory = decide(policy, goals, memory, sample=sample, view=None, now_seconds=5.0 * look)
+        if look % 7 == 0:
+            known = json.loads(json.dumps(policy.dump(memory.state)))
+            assert policy.load(known, shift_seconds=0.0) == memory.state
 result = run(Case(trace="flash", cold_start_seconds=30.0, scaler="slo", wait_seconds=30.0))
 print(world.__file__.endswith(".py"), repr((result.gpu_seconds, result.starts, result.shares)))
 """

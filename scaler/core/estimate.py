@@ -30,6 +30,7 @@ _GUESSED_KEPT = 3_000.0  # ... where nobody counts them: what is inferred from e
 _IN_WORK_SERVICES = 3.0  # after a queue has ended: by then nothing is in work any more that was when it did
 _COLD_STARTS_KEPT = 20.0
 _TOLD_COUNTS_AS = 4.0  # completions: a service time that somebody told, which may be a mistake
+_BELIEVED_COUNTS_AS = 1e6  # ... where nobody counts: a rate is told from it, not it from a rate
 _LONGEST_SECONDS = 60.0  # between two samples from which service times are learned ...
 _LONGEST_INTERVALS = 10.0  # ... or so many usual intervals
 _STEP_SECONDS = 600.0  # a gap in the readings that nobody explains ...
@@ -39,6 +40,7 @@ _UNSEEN_BELIEVED = 0.9  # while nothing waits and nobody tells what is in flight
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
 COLD_START_FIRST_VARIATION = 0.25
 COLD_START_LEAST_SECONDS = 1e-3  # nothing starts sooner: what is reported below is a mistake
+_SHORT_QUEUE = 0.3  # of the slots: one that the next completions end
 SERVICE_FIRST_SECONDS = 5.0
 FAR_MORE_LEAST = 20.0  # requests
 NEVER_QUIET = Smoothed(0.0, 0.0, 0.0)
@@ -77,7 +79,12 @@ class Estimates:
     # --- what others ask for ---
 
     def service_seconds(self, goals: Goals) -> float:
-        """Seconds one request keeps a slot busy; a first guess counts as one completion, what is told as a few."""
+        """Seconds one request keeps a slot busy; a first guess counts as one completion, what is told as a few.
+
+        Where nobody counts what is told is believed: it is likelier right than all that could be inferred.
+        """
+        if goals.service_seconds is not None and not _counts(self):
+            return max(goals.service_seconds, 1e-3)
         first_seconds, count = service_first(goals)
         return max((self.busy_slot_seconds + count * first_seconds) / (self.completions + count), 1e-3)
 
@@ -226,6 +233,8 @@ def updated(
     tells = elapsed_seconds <= max(_LONGEST_SECONDS, _LONGEST_INTERVALS * interval_seconds)
     # Replicas that are only believed in may not be there: what does not move then would tell of ever longer services.
     queued = tells and uncounted and known.waiting > 0 and not (blind and sample.in_flight is None)
+    if sample.in_flight is None:  # one that the next completion ends is seen where it lasts: services would look longer
+        queued = queued and known.waiting > _SHORT_QUEUE * known.in_flight
     flow: Flow | None = None
     busy_sum, done_sum, quiet = known.busy_slot_seconds, known.completions, known.quiet
     if queued and not (change < 0 and far_more(-change, busy / known.service_seconds(goals))):
@@ -393,8 +402,8 @@ def loaded(values: Mapping[str, Any]) -> Estimates:
     return Estimates(**known)
 
 
-def _pairs(values: Iterable[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    return tuple((float(one), float(other)) for one, other in values)
+def _pairs(values: Iterable[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+    return tuple((float(pair[0]), float(pair[1])) for pair in values)  # lists, where they come from a file
 
 
 def stepped_seconds(
@@ -525,7 +534,7 @@ def _queued(
 
     The last two are the known service time with its weight, put as what is kept of exact ones.
     """
-    first_seconds, count = service_first(goals)
+    told, (first_seconds, count) = goals.service_seconds, service_first(goals)
     long, quiet, flow = known.long, known.quiet, known.flow
     service_seconds = known.service_seconds(goals)
     usual_rate = long.value
@@ -539,13 +548,15 @@ def _queued(
         change,
         busy=busy_slot_seconds / elapsed_seconds,
         pace=1.0 / service_seconds,
-        weight=count + known.completions,
+        weight=count + known.completions if told is None else _BELIEVED_COUNTS_AS,
         usual_rate=usual_rate,
         dispersion=known.dispersion,
         elapsed_seconds=elapsed_seconds,
         tau_seconds=short_seconds,
         fades=fades,
     )
+    if told is not None:
+        return flow, arrivals, known.busy_slot_seconds, known.completions
     completions = min(max(weight - count, 0.0), _COMPLETIONS_KEPT)
     return flow, arrivals, (completions + count) / pace - count * first_seconds, completions
 

@@ -234,6 +234,8 @@ class Slo:
         unsure_until_seconds, woken = state.unsure_until_seconds, False
         if last is None or answered < asked or (asked == 0 and known.in_flight > 0):
             kept_seconds = KEDA_COOLDOWN_SECONDS if goals.cooldown_seconds is None else goals.cooldown_seconds
+            if last is not None:  # the HPA hears of it at its next look, and then each ends what it works on
+                kept_seconds = max(kept_seconds, 2.0 * HPA_WAIT_SECONDS + start.slots / start.speed)
             unsure_until_seconds = now_seconds + kept_seconds
         elif blind and sample.in_flight is None and sample.completed_total is not None:
             # Only what is completed shows that one serves; of many it shows the fastest, of one when that began to.
@@ -510,7 +512,8 @@ def _believed(
     then they are seen in what is in flight, and one more that is busy than were thought to serve tells how long its
     cold start took, unless it may have been there when it was asked for.
     """
-    before, asked_at_seconds = state.estimates, state.asked_at_seconds
+    # What the policy asked for and no answer said, since it was not confirmed yet, was never asked for.
+    before, asked_at_seconds = state.estimates, state.asked_at_seconds[:asked]
     unsure_until_seconds = state.unsure_until_seconds or -math.inf
     cold_starts: tuple[float, ...] = ()
     busy = 0 if sample.in_flight is None else min(math.ceil(sample.in_flight / start.slots - 1e-9), asked)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, updated
+from scaler.core.estimate import NOTHING_KNOWN, SERVICE_FIRST_SECONDS, Estimates, dumped, loaded, updated
 from scaler.core.hours import Hours
 from scaler.core.model import Goals, Sample
 from scaler.simulator.arrivals import Poisson, Service, generate
@@ -30,10 +30,10 @@ def sample(
     )
 
 
-def fed(known: Estimates, *samples: Sample, ready: int = 1) -> Estimates:
+def fed(known: Estimates, *samples: Sample, ready: int = 1, goals: Goals = GOALS) -> Estimates:
     for one in samples:
         known = updated(
-            known, one, GOALS, ready=ready, cold_starts_seconds=(), waking=False, now_seconds=one.at_seconds
+            known, one, goals, ready=ready, cold_starts_seconds=(), waking=False, now_seconds=one.at_seconds
         )
     return known
 
@@ -50,10 +50,16 @@ def test_rate_and_service_time_of_a_steady_flow() -> None:
     assert known.waits.achieved is None or known.waits.achieved == 1.0
 
 
+def taught(service_seconds: float) -> Estimates:
+    """What four requests of such a service, the first guess among them, have taught."""
+    known = replace(NOTHING_KNOWN, busy_slot_seconds=4.0 * service_seconds - SERVICE_FIRST_SECONDS, completions=3.0)
+    assert known.service_seconds(GOALS) == pytest.approx(service_seconds)
+    return known
+
+
 @pytest.mark.parametrize("guess", [2.0, 5.0, 30.0])
 def test_a_wrong_first_guess_of_the_service_time_is_corrected_without_counters(guess: float) -> None:
-    goals = replace(GOALS, service_seconds=guess)
-    known = NOTHING_KNOWN
+    goals, known = GOALS, taught(guess)
     for i in range(1, 6_001):  # one request every 100 s, 10 s in flight, looked at every 2 s
         one = sample(2.0 * i, 0.0, 1.0 if i % 50 in range(1, 6) else 0.0)
         known = updated(known, one, goals, ready=1, cold_starts_seconds=(), waking=False, now_seconds=2.0 * i)
@@ -66,13 +72,13 @@ def test_a_wrong_first_guess_of_the_service_time_is_corrected_without_counters(g
 def test_service_time_and_arrivals_are_told_from_random_traffic_without_counters(
     guess: float, rate: float, slots: int
 ) -> None:
-    goals = replace(GOALS, service_seconds=guess)
+    goals = GOALS
     trace = list(
         generate(
             Poisson(rate_per_second=rate), Service(mean_seconds=10.0, variation=0.5), random.Random(3), 4_000.0 / rate
         )
     )
-    known, now = NOTHING_KNOWN, 0.0
+    known, now = taught(guess), 0.0
     free, waiting, busy, arrived = slots, list[float](), list[float](), 0
     while now < 4_000.0 / rate:
         now += 2.0
@@ -213,6 +219,18 @@ def test_a_first_guess_of_nothing_is_no_absent_guess(said_seconds: float | None,
     for one in (*quiet, sample(50.0, 0.0, 1.0, 10.0, 10.0)):
         known = updated(known, one, goals, ready=1, cold_starts_seconds=(), waking=False, now_seconds=one.at_seconds)
     assert (known.short.value > 0.5) == (seconds < 10.0)
+
+
+def test_a_service_time_that_is_told_is_believed_where_nobody_counts_and_a_first_guess_elsewhere() -> None:
+    goals = replace(GOALS, service_seconds=120.0)
+    uncounted, counted = NOTHING_KNOWN, NOTHING_KNOWN
+    for i in range(400):  # a queue of ten stands: 2 a second come and go, as only a counter shows
+        seconds = 5.0 * i
+        uncounted = fed(uncounted, sample(seconds, 10.0, 10.0), ready=10, goals=goals)
+        counted = fed(counted, sample(seconds, 10.0, 10.0, 20.0 + 10.0 * i, 10.0 * i), ready=10, goals=goals)
+    assert uncounted.service_seconds(goals) == 120.0
+    assert counted.service_seconds(goals) < 7.0
+    assert uncounted.arrived < 0.1 * counted.arrived
 
 
 def test_cold_starts_are_the_mean_of_those_seen_and_the_first_guess_before() -> None:

@@ -18,7 +18,8 @@ STATED_SECONDS = 90.0
 class Blind:
     """One workload without a view, looked at every second."""
 
-    def __init__(self, **more: float) -> None:
+    def __init__(self, *, approximate: bool = False, **more: float) -> None:
+        self.approximate = approximate
         self.goals = Goals(
             target_value=1.0,
             wait_seconds=60.0,
@@ -37,6 +38,7 @@ class Blind:
             active=waiting + in_flight > 0,
             waiting=waiting,
             in_flight=in_flight,
+            approximate=self.approximate,
         )
         decision, self.memory = decide(
             POLICY, self.goals, self.memory, sample=sample, view=None, now_seconds=self.now_seconds
@@ -99,7 +101,7 @@ def test_a_wake_from_zero_tells_its_cold_start(took_seconds: int) -> None:
 
 def test_a_wake_within_kedas_cooldown_may_find_the_replica_still_there_and_tells_nothing() -> None:
     for cooldown_seconds, idle_seconds, wanted in ((None, 100, 0), (120.0, 100, 0), (120.0, 200, 1), (None, 400, 1)):
-        blind = Blind(**({} if cooldown_seconds is None else {"cooldown_seconds": cooldown_seconds}))
+        blind = Blind() if cooldown_seconds is None else Blind(cooldown_seconds=cooldown_seconds)
         blind.feed([(0.0, 1.0)] * 5)
         blind.let_go()
         blind.feed([(0.0, 0.0)] * idle_seconds)
@@ -136,3 +138,25 @@ def test_a_reported_cold_start_of_no_length_is_a_mistake_and_teaches_nothing() -
         decision, memory = decide(POLICY, goals, memory, sample=sample, view=view, now_seconds=at_seconds)
         assert decision is not None
     assert memory.state.estimates.cold_starts == 0
+
+
+@pytest.mark.parametrize("confirmations", [1, 2, 3])
+def test_what_is_not_confirmed_yet_was_never_asked_for_and_teaches_no_cold_start(confirmations: int) -> None:
+    """As SQS comes: one reading may be wrong. The first that asked was taken for a replica that came a second later."""
+    blind = Blind(approximate=True, cooldown_seconds=0.0, confirmations=confirmations)
+    blind.feed([(0.0, 0.0)] * 300)
+    assert blind.feed([(3.0, 0.0)] * 100).active
+    assert blind.seen == 0
+
+
+@pytest.mark.parametrize(("gap_seconds", "learned"), [(4, 0), (12, 0), (60, 1)])
+def test_what_is_let_go_and_asked_for_again_before_the_hpa_looks_teaches_no_cold_start(
+    gap_seconds: int, learned: int
+) -> None:
+    """Of no cooldown at all a second was learned, often: the HPA looks every 15 s, and what ends its work stays."""
+    blind = Blind(cooldown_seconds=0.0)
+    blind.feed([(0.0, 0.0)] * 5 + [(1.0, 0.0)] * 30 + [(0.0, 1.0)] * 3)
+    before = blind.seen
+    blind.let_go()
+    blind.feed([(0.0, 0.0)] * gap_seconds + [(1.0, 0.0)] * 2 + [(0.0, 1.0)])
+    assert blind.seen - before == learned

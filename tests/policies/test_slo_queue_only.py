@@ -59,3 +59,28 @@ def test_what_nobody_sees_any_more_ends_some_day(*, sees_replicas: bool) -> None
     pilot, _ = played(trace, sees_replicas=sees_replicas, wait_seconds=120.0)
     zeros = [decision.at_seconds for decision in pilot.decisions if decision.desired_replicas == 0]
     assert any(end_seconds < at_seconds < end_seconds + 2 * 3_600.0 for at_seconds in zeros)
+
+
+@pytest.mark.parametrize(("load", "attainment", "seed"), [(1.3, 0.95, 2), (1.3, 0.95, 3), (4.0, 0.99, 2)])
+def test_queues_that_the_next_completion_ends_make_services_hardly_longer(
+    load: float, attainment: float, seed: int
+) -> None:
+    """Seen only where they lasted they made 73 to 161 s of 30, for 3.5 to 7.4 times what exact counters cost.
+
+    Of nine such days (three seeds each) two still cost ten times as much; with a service time that is told, none.
+    """
+    cost = {}
+    for counts in (True, False):
+        service = Service(mean_seconds=30.0, variation=1.0)
+        trace = list(generate(Poisson(rate_per_second=load / 30.0), service, random.Random(seed), 12 * 3_600.0))
+        pilot = Pilot(
+            policy=POLICY,
+            goals=Goals(target_value=1.0, wait_seconds=7.5, attainment=attainment),
+            chance=random.Random(6),
+            sample_seconds=5.0,
+            sees_counters=counts,
+            sees_in_flight=counts,
+        )
+        spec = WorldSpec(cold_start=cold_start(15.0), scored_from_seconds=600.0)
+        cost[counts] = World(spec, trace, random.Random(7)).run(pilot).gpu_seconds
+    assert cost[False] <= 2.2 * cost[True]

@@ -19,7 +19,7 @@ from scaler.core.answers import JOBS
 from scaler.core.decide import Memory, decide
 from scaler.core.model import Decision, Goals, Sample
 from scaler.errors import SourceNoData, SourceTimeout, TriggerInvalid
-from scaler.evaluator import Evaluator, Workload
+from scaler.evaluator import Evaluator, Workload, _joint_goals
 from scaler.policies.slo import POLICY as SLO_POLICY
 from scaler.settings import Settings, StateSettings, TelemetrySettings
 from scaler.simulator.rules import HpaSpec, JobSpec, JobTrigger, Metric, Scale, combined_proposal, jobs_to_create
@@ -237,6 +237,17 @@ def test_a_source_that_tells_nothing_apart_makes_one_number_of_all_that_are_size
     decision = topic.memory.last
     assert decision is not None
     assert decision.desired_replicas > 2  # the queue's messages need no partition
+
+
+def test_what_one_of_them_says_of_kedas_cooldown_and_of_the_warm_pool_is_said_for_all() -> None:
+    """KEDA has one cooldown for a ScaledObject: one that knew it and one that did not turned each other around."""
+    said = Goals(target_value=1.0, wait_seconds=30.0, cooldown_seconds=600.0, warm="floor")
+    less, unsaid = replace(said, cooldown_seconds=0.0, warm="off"), Goals(target_value=2.0, wait_seconds=60.0)
+    for goals in ([said, less, unsaid], [less, unsaid, said], [unsaid, said, less]):
+        joint = _joint_goals(goals)
+        assert (joint.cooldown_seconds, joint.warm, joint.wait_seconds) == (600.0, "floor", 30.0)
+    assert _joint_goals([less, unsaid]).cooldown_seconds == 0.0
+    assert _joint_goals([unsaid, unsaid]).cooldown_seconds is None
 
 
 def test_a_trigger_that_cannot_be_read_keeps_its_share_in_the_sum() -> None:
