@@ -67,8 +67,8 @@ OURS: tuple[Parameter, ...] = (
         above=0,
         maximum=86_400,
         unit="seconds",
-        help="how long one request keeps a slot busy: a first guess, learned afterwards; believed where the source counts "
-        "nothing (SQS, AMQP), so say it there",
+        help="how long one request keeps a slot busy: a first guess, learned afterwards; believed where the source "
+        "counts nothing (SQS, AMQP), so say it there",
     ),
     Parameter(
         name="coldStartSeconds",
