@@ -145,6 +145,10 @@ class Source(ABC, Generic[ConfigT, QueryT, ReadingT]):
         """
         return False
 
+    def has_counters(self, config: ConfigT) -> bool:  # noqa: ARG002 - most sources tell what there is at a moment
+        """Whether its samples count exactly what arrives or what is done, from which service times are learned."""
+        return False
+
     def warnings(self, config: ConfigT) -> tuple[str, ...]:  # noqa: ARG002 - most sources have none
         """What a person should know about this configuration though it works."""
         return ()

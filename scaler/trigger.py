@@ -271,6 +271,14 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
     warnings = (*_retired(parameters, raw), *source.warnings(config))
     if goals.wait_seconds is not None and policy_name != "slo" and dry_run is None:
         warnings += (f"waitSeconds is for policy slo; with policy {policy_name} it has no effect",)
+    is_told = goals.service_seconds is not None or source.has_counters(config)
+    if (policy_name == "slo" or dry_run is not None) and not is_told:
+        warnings += (
+            (
+                f"serviceSeconds is not given, and {source_name} counts nothing from which it could be learned well: "
+                "say how many seconds a request takes on average (docs/policies.md, Sources that count nothing)"
+            ),
+        )
     if source.vanishes_at_zero(config) and goals.min_replicas < 1:
         warnings += (
             (

@@ -174,6 +174,7 @@ def _metadata(endpoint: SqsEndpoint, scaler_address: str) -> dict[str, str]:
         "awsAccessKeyID": _KEY,
         "awsSecretAccessKey": _SECRET,
         "waitSeconds": f"{_PROMISED_WAIT_SECONDS:g}",
+        "serviceSeconds": f"{_SERVICE_SECONDS:g}",
         "cooldownSeconds": f"{_COOLDOWN_SECONDS:g}",
         "maxReplicas": "10",
         "sampleSeconds": "1",

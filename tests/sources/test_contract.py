@@ -250,3 +250,17 @@ async def test_errors_survive_being_copied(source: str) -> None:
         pass
     outcome = await outcome_of(trigger_at(source, port))
     assert str(pickle.loads(pickle.dumps(outcome))) == str(outcome)
+
+
+@pytest.mark.parametrize("policy", [{}, {"policy": "slo"}, {"dryRun": "true"}], ids=["target", "slo", "dry run"])
+@pytest.mark.parametrize("said", [{}, {"serviceSeconds": "8"}], ids=["not said", "said"])
+@pytest.mark.parametrize("source", EVERY)
+def test_who_leaves_slo_without_a_service_time_where_nothing_counts_is_told(
+    source: str, said: dict[str, str], policy: dict[str, str]
+) -> None:
+    metadata = example(source, "127.0.0.1", 1) | policy | said
+    if policy:
+        metadata |= {"waitSeconds": "30"}
+    trigger = parse_trigger("team-a", "llama", metadata, Settings())
+    told = [warning for warning in trigger.warnings if warning.startswith("serviceSeconds is not given")]
+    assert bool(told) is (bool(policy) and not said and source not in {"kafka", "rabbitmq"})

@@ -78,6 +78,10 @@ class RabbitMq(Source[RabbitConfig, QueueQuery, Reading]):
         """KEDA's mode over the reading; see `reading.measure` for where it differs."""
         return interpret(config, reading, view)
 
+    def has_counters(self, config: RabbitConfig) -> bool:
+        """The management API does; AMQP tells what waits."""
+        return not config.server.is_amqp
+
     def warnings(self, config: RabbitConfig) -> tuple[str, ...]:
         """What works but looks odd."""
         return config.warnings
