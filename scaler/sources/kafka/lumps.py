@@ -42,6 +42,9 @@ class Lumps:
 
     def passed(self, still_seconds: float, lag_messages: int) -> None:
         """The offset has stood still for `still_seconds`, with so much lag."""
+        if lag_messages == 0:  # most partitions, most of the time
+            self.done_messages = 0.0
+            return
         if len(self.recent) < _LEAST:
             return
         messages = median_low([lump[0] for lump in self.recent])
