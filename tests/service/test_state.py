@@ -190,14 +190,19 @@ def test_state_that_an_older_version_wrote_costs_what_was_learned_and_no_more(tm
     assert [log["event"] for log in logs if log["log_level"] == "error"] == ["learned_unreadable"]
 
 
+def _five_kept(folder: Path) -> list[tuple[str, str, str, str]]:
+    keys = [("team-a", f"llama-{number}", "s", "p") for number in range(5)]
+    with opened(folder) as state:
+        for key in keys:
+            keep(state, 1, key)
+    return keys
+
+
 @pytest.mark.parametrize(
     "learned", ["[]", "{", "null", "[1,2]", '["a","b",{}]', "[1,2,{}]", "[" * 100_000, "[NaN,1,{}]"]
 )
 def test_what_was_learned_and_cannot_be_read_is_told_once_for_all_workloads(tmp_path: Path, learned: str) -> None:
-    keys = [("team-a", f"llama-{number}", "s", "p") for number in range(5)]
-    with opened(tmp_path) as state:
-        for key in keys:
-            keep(state, 1, key)
+    keys = _five_kept(tmp_path)
     _altered(tmp_path / FILE_NAME, f"UPDATE last SET learned = '{learned}'")
     with capture_logs() as logs, opened(tmp_path) as state:
         found = [state.restored(key, Counting()) for key in keys]
@@ -210,10 +215,7 @@ def test_what_was_learned_and_cannot_be_read_is_told_once_for_all_workloads(tmp_
     ["at = 'then'", "desired = -5", "desired = 'many'", "metric_value = 9e999", "target_value = 0", "active = x'00'"],
 )
 def test_a_last_decision_that_is_none_is_not_believed_and_told_once(tmp_path: Path, change: str) -> None:
-    keys = [("team-a", f"llama-{number}", "s", "p") for number in range(5)]
-    with opened(tmp_path) as state:
-        for key in keys:
-            keep(state, 1, key)
+    keys = _five_kept(tmp_path)
     _altered(tmp_path / FILE_NAME, f"UPDATE last SET {change}")
     with capture_logs() as logs, opened(tmp_path) as state:
         assert [state.restored(key, Counting()) for key in keys] == [None] * 5
