@@ -287,20 +287,20 @@ def updated(
     surprises = known.surprises.fed(arrivals, short.value, lead_seconds=lead_seconds, now_seconds=now_seconds)
 
     lumps = NO_LUMPS
-    untold = (sample.in_system_most or 0.0) - (sample.in_system_least or 0.0)
+    maybe_done = sample.maybe_done
     if tells and flow is None and not (uncounted and _was_in_work(known, sample, goals, now_seconds)):
         if sample.in_flight is None and sample.completed_total is None and sample.waiting is not None:
             busy, completions = _served(known, goals, waiting, ready=None if blind else ready, seconds=elapsed_seconds)
         if busy == 0.0 and sample.completed_total is None:  # nothing was seen at work: what is gone may be purged
             completions = max(completions + min(change, 0.0), 0.0)
         of_completions = completions
-        if untold > 0.0 or known.lumps.completions > 0.0:
+        if maybe_done > 0.0 or known.lumps.completions > 0.0:
             slots = _slots(sample, goals, ready)
             lumps, busy, of_completions = known.lumps.fed(
                 least_seconds=min(sample.in_system_least or 0.0, slots) * elapsed_seconds,
                 most_seconds=min(sample.in_system_most or 0.0, slots) * elapsed_seconds,
                 completions=completions,
-                untold=untold,
+                untold=maybe_done,
                 service_seconds=known.service_seconds(goals),
             )
         busy_sum, done_sum = busy_sum + busy, done_sum + of_completions
@@ -509,8 +509,7 @@ def _flows(
         arrivals = max(change + (completions or 0.0), 0.0)
     elif completions is None:
         completions = max(arrivals - change, 0.0)
-    if sample.in_system_most is not None:  # what was done before, and is told only now
-        likely += sample.in_system_most - (sample.in_system_least or 0.0)
+    likely += sample.maybe_done  # before, and told only now
     purged = bool(change < 0 and far_more(completions or 0.0, likely))
     if sample.in_flight is not None and sample.arrived_total is not None and sample.completed_total is not None:
         # Counters that don't count what is purged: it is gone without having been completed.

@@ -119,7 +119,7 @@ def timeouts_of(gaps: tuple[tuple[float, ...], ...], letting_go: tuple[float, ..
     for row, cost_of_one in zip(gaps, letting_go, strict=True):
         total = sum(row)
         if total == 0:
-            timeouts.append(cost_of_one if cost_of_one >= LEAST_SECONDS else 0.0)
+            timeouts.append(_worth_keeping(cost_of_one))
             continue
         best_cost, best_seconds = cost_of_one * total, 0.0
         kept_cost, left = 0.0, total
@@ -131,9 +131,12 @@ def timeouts_of(gaps: tuple[tuple[float, ...], ...], letting_go: tuple[float, ..
                 best_cost, best_seconds = cost, edge_seconds
             if left == 0:
                 break  # no gap was longer
-        timeout_seconds = (TRUSTED * cost_of_one + total * best_seconds) / (TRUSTED + total)
-        timeouts.append(timeout_seconds if timeout_seconds >= LEAST_SECONDS else 0.0)
+        timeouts.append(_worth_keeping((TRUSTED * cost_of_one + total * best_seconds) / (TRUSTED + total)))
     return tuple(timeouts)
+
+
+def _worth_keeping(timeout_seconds: float) -> float:
+    return timeout_seconds if timeout_seconds >= LEAST_SECONDS else 0.0
 
 
 def reloaded(values: Mapping[str, Any]) -> Holds:

@@ -77,6 +77,11 @@ class Sample:
         )
 
     @property
+    def maybe_done(self) -> float:
+        """Requests that may be done and are not told yet (`in_system_least`, `in_system_most`); mostly none."""
+        return 0.0 if self.in_system_most is None else self.in_system_most - (self.in_system_least or 0.0)
+
+    @property
     def requests(self) -> float:
         """Requests waiting or being worked on, as far as the source counts them; else its metric is taken for that."""
         if self.waiting is not None:
