@@ -17,6 +17,12 @@ from scaler._generated import pilotlight_pb2_grpc as pb_grpc
 # Real seconds.
 REPORT_EVERY_SECONDS = 1.0
 CALL_TIMEOUT_SECONDS = 5.0
+_PHASES = {
+    "schedule": pb.COLD_START_PHASE_SCHEDULING,
+    "pull": pb.COLD_START_PHASE_PULLING,
+    "start": pb.COLD_START_PHASE_STARTING,
+    "load": pb.COLD_START_PHASE_LOADING,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +56,7 @@ class Reporter:
         self._workload = pb.WorkloadRef(namespace=namespace, name=name)
         self._fleet = fleet
         self._pace = pace
-        self._cold_starts_told = 0
+        self._cold_starts_told = self._phases_told = 0
         self.failures = 0
 
     async def run(self) -> None:
@@ -72,6 +78,8 @@ class Reporter:
         pods, now_seconds = self._fleet.pods, self._pace.now()
         cold_starts = self._fleet.cold_starts_seconds
         told = len(cold_starts)
+        phases = self._fleet.phases_seconds
+        phases_told = len(phases)
         counts = self._fleet.counts()
         await self._stub.Report(
             pb.ReplicaReport(
@@ -87,10 +95,15 @@ class Reporter:
                 finished_cold_starts_seconds=[
                     self._scaler_seconds(seconds) for seconds in cold_starts[self._cold_starts_told : told]
                 ],
+                finished_phases=[
+                    pb.FinishedPhase(phase=_PHASES[name], seconds=self._scaler_seconds(seconds))
+                    for name, seconds in phases[self._phases_told : phases_told]
+                    if name in _PHASES
+                ],
             ),
             timeout=CALL_TIMEOUT_SECONDS,
         )
-        self._cold_starts_told = told
+        self._cold_starts_told, self._phases_told = told, phases_told
 
     def _scaler_seconds(self, seconds: float) -> float:
         return self._pace.real_seconds(seconds) * self._scaler_speed

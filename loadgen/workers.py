@@ -77,6 +77,7 @@ class Pod:
     concurrency: int
     state: PodState = PodState.STARTING
     phase: str = ""
+    phases_seconds: list[tuple[str, float]] = field(default_factory=list)  # how long those took that are over
     ready_at_seconds: float | None = None
     ended_at_seconds: float | None = None
     busy: int = 0
@@ -131,6 +132,7 @@ class Fleet:
         self.pods: list[Pod] = []  # alive ones, oldest first
         self.starts = 0
         self.cold_starts_seconds: list[float] = []
+        self.phases_seconds: list[tuple[str, float]] = []  # of those
         self._ended_gpu_seconds = 0.0
         # What went wrong with the broker, by kind of error.
         self.errors: Counter[str] = Counter()
@@ -202,7 +204,9 @@ class Fleet:
         try:
             for phase in self._phases:
                 pod.phase = phase.name
+                entered_at_seconds = self._pace.now()
                 await self._pace.sleep(lognormal(self._chance, phase.mean_seconds, phase.variation))
+                pod.phases_seconds.append((phase.name, self._pace.now() - entered_at_seconds))
             pod.phase = ""
             while pod.state is not PodState.GONE:
                 try:
@@ -224,6 +228,7 @@ class Fleet:
         pod.state = PodState.READY
         pod.ready_at_seconds = self._pace.now()
         self.cold_starts_seconds.append(pod.ready_at_seconds - pod.created_at_seconds)
+        self.phases_seconds.extend(pod.phases_seconds)
         self.changed.set()
 
     def _consumer(self) -> AbstractAsyncContextManager[Consumer | None]:

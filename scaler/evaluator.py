@@ -23,6 +23,7 @@ from random import Random
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from scaler.core import rails, warm_pool
+from scaler.core.cold_starts import PHASES
 from scaler.core.decide import Memory, Policy, decide
 from scaler.core.estimate import Estimates, cold_start_first
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
@@ -41,7 +42,7 @@ from scaler.errors import (
 from scaler.settings import Settings
 from scaler.slices import Slices
 from scaler.state import Durable, Key, Restored
-from scaler.telemetry import DryRun, Telemetry, WorkloadFacts
+from scaler.telemetry import DryRun, Learned, Telemetry, WorkloadFacts
 from scaler.trigger import Trigger, parse_trigger
 
 # A sibling that is called this much later than a workload has taken its place. KEDA calls the triggers of one
@@ -60,6 +61,8 @@ _OVERFLOW_KEPT = 1024
 _PAST_KEPT = 20_000
 _GOALS_KEPT = 4096
 _SWEEP_SECONDS = 5.0
+# Cold starts that were reported since a workload was last read; only the newest of more are learned from.
+_COLD_STARTS_UNREAD = 64
 # What a dry run would have cost is logged this often.
 _DRY_RUN_TOLD_SECONDS = 3600.0
 # Workloads looked at before the clock is: a fifth of a millisecond.
@@ -253,6 +256,7 @@ class Workload:
         "beat_at",
         "blank_until",
         "called_at",
+        "cold_start_phases",
         "cold_starts",
         "digest",
         "dry_run",
@@ -292,6 +296,7 @@ class Workload:
         self.interval_seconds = 0.0
         self.beat_at = math.inf
         self.cold_starts: tuple[float, ...] = ()
+        self.cold_start_phases: tuple[tuple[int, float], ...] = ()
         # The last decision is from before a restart, and nothing was read since.
         self.restored = False
         # What it went on from, and the key of that, while nothing was read since: if it expires, that is still so.
@@ -335,6 +340,7 @@ class Workload:
             dry_run=self.watched,
             warm=self.warm,
             warm_until_unix_seconds=self.warm_until_unix_seconds,
+            learned=self.learned,
         )
 
     @property
@@ -345,6 +351,14 @@ class Workload:
             if isinstance(known, Estimates) and known.samples:
                 return known
         return None
+
+    @property
+    def learned(self) -> Learned | None:
+        """The figures of it that people ask for."""
+        known, goals = self.estimates, self.trigger.goals
+        if known is None:
+            return None
+        return Learned(known.waits.achieved, known.service_seconds(goals), known.lead_seconds(goals))
 
     @property
     def watched(self) -> DryRun | None:
@@ -673,8 +687,11 @@ class Evaluator:
             return
         trigger = workload.trigger
         view = workload.scaled_object.view_at(now)
-        if view is not None and view.cold_starts_seconds != workload.cold_starts:
-            view = _with_cold_starts(view, workload.cold_starts)
+        if view is not None and (view.cold_starts_seconds, view.phases_seconds) != (
+            workload.cold_starts,
+            workload.cold_start_phases,
+        ):
+            view = replace(view, cold_starts_seconds=workload.cold_starts, phases_seconds=workload.cold_start_phases)
         before = workload.memory.last
         joint, together = workload.scaled_object.joint, _sized_with(workload, _sized_memory)
         warm_steps: tuple[Step, ...] = ()
@@ -737,7 +754,7 @@ class Evaluator:
         self._telemetry.evaluations += 1
         workload.restored = False
         workload.unread = None
-        workload.cold_starts = ()
+        workload.cold_starts = workload.cold_start_phases = ()
         workload.memory = memory
         workload.good_until = now + trigger.goals.hold_seconds + self._patience(workload)
         if workload.error is not None:
@@ -937,7 +954,9 @@ class Evaluator:
         scaled_object.view_until = self._clock() + valid_seconds
         for workload in scaled_object.workloads:
             # Each workload sees each cold start once, however many reports come between two of its readings.
-            workload.cold_starts = (*workload.cold_starts, *view.cold_starts_seconds)[-64:]
+            workload.cold_starts = (*workload.cold_starts, *view.cold_starts_seconds)[-_COLD_STARTS_UNREAD:]
+            phases = (*workload.cold_start_phases, *view.phases_seconds)
+            workload.cold_start_phases = phases[-len(PHASES) * _COLD_STARTS_UNREAD :]
         return valid_seconds
 
     def view(self, workload: Workload) -> ReplicaView | None:
@@ -1389,17 +1408,6 @@ def _differs(before: Decision, after: Decision) -> bool:
         before.active != after.active
         or before.metric_value != after.metric_value
         or before.target_value != after.target_value
-    )
-
-
-def _with_cold_starts(view: ReplicaView, cold_starts: tuple[float, ...]) -> ReplicaView:
-    return ReplicaView(
-        at_seconds=view.at_seconds,
-        ready=view.ready,
-        starting_at_seconds=view.starting_at_seconds,
-        terminating=view.terminating,
-        status_replicas=view.status_replicas,
-        cold_starts_seconds=cold_starts,
     )
 
 

@@ -17,7 +17,9 @@ from typing import Any, Final
 import grpc
 
 from scaler._generated import pilotlight_pb2 as pb
-from scaler.core.model import Decision, ReplicaView
+from scaler.core.cold_starts import P95_DEVIATIONS, PHASES
+from scaler.core.estimate import Estimates
+from scaler.core.model import Decision, Goals, ReplicaView
 from scaler.errors import LimitReached, MetricUnknown, NamespaceDenied, Problem, SettingsInvalid, TriggerInvalid, quoted
 from scaler.evaluator import Evaluator, Workload
 from scaler.service import Context, Guard, add_methods, parsed
@@ -114,25 +116,32 @@ class Hints:
         now = self._clock()
         ages = [starting.started_seconds_ago for starting in message.starting]
         cold_starts = list(message.finished_cold_starts_seconds)
+        phases = [finished.seconds for finished in message.finished_phases]
         problems = [
             Problem(field=field, value=str(value), expected=f"expected 0 to {limit:g} seconds")
             for field, values, limit in (
                 ("starting.started_seconds_ago", ages, math.inf),
                 ("finished_cold_starts_seconds", cold_starts, _COLD_START_LIMIT_SECONDS),
+                ("finished_phases.seconds", phases, _COLD_START_LIMIT_SECONDS),
             )
-            for value in values[:3]
+            for value in values
             if not (math.isfinite(value) and 0 <= value <= limit)
         ]
-        if problems or not all(map(math.isfinite, (*ages, *cold_starts))):
-            raise TriggerInvalid(tuple(problems), subject="replica report")
+        if problems:
+            raise TriggerInvalid(tuple(problems[:3]), subject="replica report")
         view = ReplicaView(
             at_seconds=now,
             ready=message.ready,
-            starting_at_seconds=tuple(sorted(now - max(age, 0.0) for age in ages)[:_STARTING_KEPT]),
+            starting_at_seconds=tuple(sorted([now - age for age in ages])[:_STARTING_KEPT]),
             terminating=message.terminating,
             status_replicas=message.status_replicas if message.HasField("status_replicas") else None,
-            cold_starts_seconds=tuple(
-                min(max(seconds, 0.0), _COLD_START_LIMIT_SECONDS) for seconds in cold_starts[:_COLD_STARTS_KEPT]
+            cold_starts_seconds=tuple(cold_starts[:_COLD_STARTS_KEPT]),
+            phases_seconds=tuple(
+                [
+                    (finished.phase - 1, finished.seconds)
+                    for finished in message.finished_phases[: len(PHASES) * _COLD_STARTS_KEPT]
+                    if 1 <= finished.phase <= len(PHASES)  # what a newer version tells of is nothing known here
+                ]
             ),
         )
         valid_seconds = self._evaluator.report(message.workload.namespace, message.workload.name, view)
@@ -241,6 +250,9 @@ class Hints:
             sample = workload.memory.sample
             if sample is not None:
                 explanation.observed.update(_observed(sample))
+            known = workload.estimates
+            if known is not None:
+                explanation.observed.update(_learned(known, trigger.goals))
             watched = workload.watched
             if watched is not None:
                 explanation.observed.update(
@@ -254,6 +266,24 @@ class Hints:
                     pb.DecisionStep(name=step.name, before=step.before, after=step.after, reason=step.text())
                 )
         return explanation
+
+
+def _learned(known: Estimates, goals: Goals) -> dict[str, float]:
+    """What `slo` has learned: service times, the share in time, cold starts whole and by phase."""
+    mean_seconds, deviation_seconds = known.cold_start(goals)
+    told = {
+        "learned_service_seconds": known.service_seconds(goals),
+        "learned_cold_start_seconds": mean_seconds,
+        "learned_cold_start_p95_seconds": mean_seconds + P95_DEVIATIONS * deviation_seconds,
+        "learned_cold_starts": known.cold_starts,
+    }
+    if known.waits.achieved is not None:
+        told["achieved_ratio"] = known.waits.achieved
+    for phase, lasting in zip(PHASES, known.cold.phases, strict=False):  # none before any was told
+        if lasting.count:
+            told[f"learned_{phase}_seconds"] = lasting.mean_seconds
+            told[f"learned_{phase}_p95_seconds"] = lasting.p95_seconds
+    return told
 
 
 def _observed(sample: Any) -> dict[str, float]:

@@ -51,6 +51,14 @@ class DryRun(NamedTuple):
     answered_gpu_seconds: float
 
 
+class Learned(NamedTuple):
+    """What `slo` has learned about one workload, as its series and Explain show it."""
+
+    achieved: float | None  # share of requests that started in time, None before any was due
+    service_seconds: float
+    cold_start_seconds: float
+
+
 class WorkloadFacts(NamedTuple):
     """One workload as its series show it."""
 
@@ -64,6 +72,7 @@ class WorkloadFacts(NamedTuple):
     dry_run: DryRun | None = None
     warm: WarmHint | None = None
     warm_until_unix_seconds: float | None = None
+    learned: Learned | None = None
 
 
 class Histogram:
@@ -332,6 +341,21 @@ _SERIES: tuple[tuple[str, str, Callable[[WorkloadFacts], float | None]], ...] = 
         "scaler_dry_run_answered_gpu_seconds",
         "GPU-seconds that the answers asked for since the dry run began.",
         lambda facts: facts.dry_run.answered_gpu_seconds if facts.dry_run else None,
+    ),
+    (
+        "scaler_achieved_ratio",
+        "Share of requests that started within waitSeconds, 0 to 1, as far as slo can tell.",
+        lambda facts: facts.learned.achieved if facts.learned else None,
+    ),
+    (
+        "scaler_service_seconds",
+        "How long one request keeps a slot busy, as told or learned by slo.",
+        lambda facts: facts.learned.service_seconds if facts.learned else None,
+    ),
+    (
+        "scaler_cold_start_seconds",
+        "How long a replica takes to serve, in the mean, as told or learned by slo.",
+        lambda facts: facts.learned.cold_start_seconds if facts.learned else None,
     ),
     (
         "scaler_warm_pool_replicas",

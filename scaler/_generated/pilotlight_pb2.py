@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"scaler/_generated/pilotlight.proto\x12\rpilotlight.v1\"C\n\x0bWorkloadRef\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bmetric_name\x18\x03 \x01(\t\".\n\x0fStartingReplica\x12\x1b\n\x13started_seconds_ago\x18\x01 \x01(\x01\"\xeb\x01\n\rReplicaReport\x12,\n\x08workload\x18\x01 \x01(\x0b\x32\x1a.pilotlight.v1.WorkloadRef\x12\r\n\x05ready\x18\x02 \x01(\r\x12\x30\n\x08starting\x18\x03 \x03(\x0b\x32\x1e.pilotlight.v1.StartingReplica\x12\x13\n\x0bterminating\x18\x04 \x01(\r\x12\x1c\n\x0fstatus_replicas\x18\x05 \x01(\rH\x00\x88\x01\x01\x12$\n\x1c\x66inished_cold_starts_seconds\x18\x06 \x03(\x01\x42\x12\n\x10_status_replicas\")\n\x10ReplicaReportAck\x12\x15\n\rvalid_seconds\x18\x01 \x01(\x01\"j\n\x0c\x44\x65\x63isionStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06\x62\x65\x66ore\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\t\n\x07_beforeB\x08\n\x06_after\"\x8a\x04\n\x0b\x45xplanation\x12,\n\x08workload\x18\x01 \x01(\x0b\x32\x1a.pilotlight.v1.WorkloadRef\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\x12\x14\n\x0cmetric_value\x18\x05 \x01(\x01\x12\x14\n\x0ctarget_value\x18\x06 \x01(\x01\x12\x1d\n\x10\x64\x65sired_replicas\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x13\x64\x65\x63ided_seconds_ago\x18\x08 \x01(\x01\x12\x0c\n\x04held\x18\t \x01(\x08\x12\r\n\x05\x65rror\x18\n \x01(\t\x12:\n\x08observed\x18\x0b \x03(\x0b\x32(.pilotlight.v1.Explanation.ObservedEntry\x12*\n\x05steps\x18\x0c \x03(\x0b\x32\x1b.pilotlight.v1.DecisionStep\x12\x12\n\x05ready\x18\r \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08starting\x18\x0e \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0bterminating\x18\x0f \x01(\rH\x03\x88\x01\x01\x1a/\n\rObservedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x13\n\x11_desired_replicasB\x08\n\x06_readyB\x0b\n\t_startingB\x0e\n\x0c_terminating\">\n\x0e\x45xplainRequest\x12,\n\x08workload\x18\x01 \x01(\x0b\x32\x1a.pilotlight.v1.WorkloadRef\"C\n\x0f\x45xplainResponse\x12\x30\n\x0c\x65xplanations\x18\x01 \x03(\x0b\x32\x1a.pilotlight.v1.Explanation\"\r\n\x0bListRequest\"\xd4\x01\n\x0cWarmPoolHint\x12,\n\x08workload\x18\x01 \x01(\x0b\x32\x1a.pilotlight.v1.WorkloadRef\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x15\n\rvalid_seconds\x18\x03 \x01(\x01\x12\x19\n\x11lead_time_seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x65xpected_demand\x18\x05 \x01(\x01\x12\x17\n\x0f\x64\x65mand_quantile\x18\x06 \x01(\x01\x12\x10\n\x08quantile\x18\x07 \x01(\x01\x12\x0e\n\x06reason\x18\x08 \x01(\t\"?\n\x0fWarmPoolRequest\x12,\n\x08workload\x18\x01 \x01(\x0b\x32\x1a.pilotlight.v1.WorkloadRef2U\n\x08Replicas\x12I\n\x06Report\x12\x1c.pilotlight.v1.ReplicaReport\x1a\x1f.pilotlight.v1.ReplicaReportAck\"\x00\x32\x97\x01\n\x07\x45xplain\x12\x46\n\x03Get\x12\x1d.pilotlight.v1.ExplainRequest\x1a\x1e.pilotlight.v1.ExplainResponse\"\x00\x12\x44\n\x04List\x12\x1a.pilotlight.v1.ListRequest\x1a\x1e.pilotlight.v1.ExplainResponse\"\x00\x32\xa2\x01\n\x08WarmPool\x12H\n\x07GetHint\x12\x1e.pilotlight.v1.WarmPoolRequest\x1a\x1b.pilotlight.v1.WarmPoolHint\"\x00\x12L\n\tWatchHint\x12\x1e.pilotlight.v1.WarmPoolRequest\x1a\x1b.pilotlight.v1.WarmPoolHint\"\x00\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"scaler/_generated/pilotlight.proto\x12\rpilotlight.v1\"C\n\x0bWorkloadRef\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bmetric_name\x18\x03 \x01(\t\".\n\x0fStartingReplica\x12\x1b\n\x13started_seconds_ago\x18\x01 \x01(\x01\"N\n\rFinishedPhase\x12,\n\x05phase\x18\x01 \x01(\x0e\x32\x1d.pilotlight.v1.ColdStartPhase\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"\xa2\x02\n\rReplicaReport\x12,\n\x08workload\x18\x01 \x01(\x0b\x32\x1a.pilotlight.v1.WorkloadRef\x12\r\n\x05ready\x18\x02 \x01(\r\x12\x30\n\x08starting\x18\x03 \x03(\x0b\x32\x1e.pilotlight.v1.StartingReplica\x12\x13\n\x0bterminating\x18\x04 \x01(\r\x12\x1c\n\x0fstatus_replicas\x18\x05 \x01(\rH\x00\x88\x01\x01\x12$\n\x1c\x66inished_cold_starts_seconds\x18\x06 \x03(\x01\x12\x35\n\x0f\x66inished_phases\x18\x07 \x03(\x0b\x32\x1c.pilotlight.v1.FinishedPhaseB\x12\n\x10_status_replicas\")\n\x10ReplicaReportAck\x12\x15\n\rvalid_seconds\x18\x01 \x01(\x01\"j\n\x0c\x44\x65\x63isionStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06\x62\x65\x66ore\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x61\x66ter\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\t\n\x07_beforeB\x08\n\x06_after\"\x8a\x04\n\x0b\x45xplanation\x12,\n\x08workload\x18\x01 \x01(\x0b\x32\x1a.pilotlight.v1.WorkloadRef\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\x12\x14\n\x0cmetric_value\x18\x05 \x01(\x01\x12\x14\n\x0ctarget_value\x18\x06 \x01(\x01\x12\x1d\n\x10\x64\x65sired_replicas\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x13\x64\x65\x63ided_seconds_ago\x18\x08 \x01(\x01\x12\x0c\n\x04held\x18\t \x01(\x08\x12\r\n\x05\x65rror\x18\n \x01(\t\x12:\n\x08observed\x18\x0b \x03(\x0b\x32(.pilotlight.v1.Explanation.ObservedEntry\x12*\n\x05steps\x18\x0c \x03(\x0b\x32\x1b.pilotlight.v1.DecisionStep\x12\x12\n\x05ready\x18\r \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08starting\x18\x0e \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0bterminating\x18\x0f \x01(\rH\x03\x88\x01\x01\x1a/\n\rObservedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x13\n\x11_desired_replicasB\x08\n\x06_readyB\x0b\n\t_startingB\x0e\n\x0c_terminating\">\n\x0e\x45xplainRequest\x12,\n\x08workload\x18\x01 \x01(\x0b\x32\x1a.pilotlight.v1.WorkloadRef\"C\n\x0f\x45xplainResponse\x12\x30\n\x0c\x65xplanations\x18\x01 \x03(\x0b\x32\x1a.pilotlight.v1.Explanation\"\r\n\x0bListRequest\"\xd4\x01\n\x0cWarmPoolHint\x12,\n\x08workload\x18\x01 \x01(\x0b\x32\x1a.pilotlight.v1.WorkloadRef\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x15\n\rvalid_seconds\x18\x03 \x01(\x01\x12\x19\n\x11lead_time_seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x65xpected_demand\x18\x05 \x01(\x01\x12\x17\n\x0f\x64\x65mand_quantile\x18\x06 \x01(\x01\x12\x10\n\x08quantile\x18\x07 \x01(\x01\x12\x0e\n\x06reason\x18\x08 \x01(\t\"?\n\x0fWarmPoolRequest\x12,\n\x08workload\x18\x01 \x01(\x0b\x32\x1a.pilotlight.v1.WorkloadRef*\xae\x01\n\x0e\x43oldStartPhase\x12 \n\x1c\x43OLD_START_PHASE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43OLD_START_PHASE_SCHEDULING\x10\x01\x12\x1c\n\x18\x43OLD_START_PHASE_PULLING\x10\x02\x12\x1d\n\x19\x43OLD_START_PHASE_STARTING\x10\x03\x12\x1c\n\x18\x43OLD_START_PHASE_LOADING\x10\x04\x32U\n\x08Replicas\x12I\n\x06Report\x12\x1c.pilotlight.v1.ReplicaReport\x1a\x1f.pilotlight.v1.ReplicaReportAck\"\x00\x32\x97\x01\n\x07\x45xplain\x12\x46\n\x03Get\x12\x1d.pilotlight.v1.ExplainRequest\x1a\x1e.pilotlight.v1.ExplainResponse\"\x00\x12\x44\n\x04List\x12\x1a.pilotlight.v1.ListRequest\x1a\x1e.pilotlight.v1.ExplainResponse\"\x00\x32\xa2\x01\n\x08WarmPool\x12H\n\x07GetHint\x12\x1e.pilotlight.v1.WarmPoolRequest\x1a\x1b.pilotlight.v1.WarmPoolHint\"\x00\x12L\n\tWatchHint\x12\x1e.pilotlight.v1.WarmPoolRequest\x1a\x1b.pilotlight.v1.WarmPoolHint\"\x00\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,34 +33,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXPLANATION_OBSERVEDENTRY']._loaded_options = None
   _globals['_EXPLANATION_OBSERVEDENTRY']._serialized_options = b'8\001'
+  _globals['_COLDSTARTPHASE']._serialized_start=1648
+  _globals['_COLDSTARTPHASE']._serialized_end=1822
   _globals['_WORKLOADREF']._serialized_start=53
   _globals['_WORKLOADREF']._serialized_end=120
   _globals['_STARTINGREPLICA']._serialized_start=122
   _globals['_STARTINGREPLICA']._serialized_end=168
-  _globals['_REPLICAREPORT']._serialized_start=171
-  _globals['_REPLICAREPORT']._serialized_end=406
-  _globals['_REPLICAREPORTACK']._serialized_start=408
-  _globals['_REPLICAREPORTACK']._serialized_end=449
-  _globals['_DECISIONSTEP']._serialized_start=451
-  _globals['_DECISIONSTEP']._serialized_end=557
-  _globals['_EXPLANATION']._serialized_start=560
-  _globals['_EXPLANATION']._serialized_end=1082
-  _globals['_EXPLANATION_OBSERVEDENTRY']._serialized_start=975
-  _globals['_EXPLANATION_OBSERVEDENTRY']._serialized_end=1022
-  _globals['_EXPLAINREQUEST']._serialized_start=1084
-  _globals['_EXPLAINREQUEST']._serialized_end=1146
-  _globals['_EXPLAINRESPONSE']._serialized_start=1148
-  _globals['_EXPLAINRESPONSE']._serialized_end=1215
-  _globals['_LISTREQUEST']._serialized_start=1217
-  _globals['_LISTREQUEST']._serialized_end=1230
-  _globals['_WARMPOOLHINT']._serialized_start=1233
-  _globals['_WARMPOOLHINT']._serialized_end=1445
-  _globals['_WARMPOOLREQUEST']._serialized_start=1447
-  _globals['_WARMPOOLREQUEST']._serialized_end=1510
-  _globals['_REPLICAS']._serialized_start=1512
-  _globals['_REPLICAS']._serialized_end=1597
-  _globals['_EXPLAIN']._serialized_start=1600
-  _globals['_EXPLAIN']._serialized_end=1751
-  _globals['_WARMPOOL']._serialized_start=1754
-  _globals['_WARMPOOL']._serialized_end=1916
+  _globals['_FINISHEDPHASE']._serialized_start=170
+  _globals['_FINISHEDPHASE']._serialized_end=248
+  _globals['_REPLICAREPORT']._serialized_start=251
+  _globals['_REPLICAREPORT']._serialized_end=541
+  _globals['_REPLICAREPORTACK']._serialized_start=543
+  _globals['_REPLICAREPORTACK']._serialized_end=584
+  _globals['_DECISIONSTEP']._serialized_start=586
+  _globals['_DECISIONSTEP']._serialized_end=692
+  _globals['_EXPLANATION']._serialized_start=695
+  _globals['_EXPLANATION']._serialized_end=1217
+  _globals['_EXPLANATION_OBSERVEDENTRY']._serialized_start=1110
+  _globals['_EXPLANATION_OBSERVEDENTRY']._serialized_end=1157
+  _globals['_EXPLAINREQUEST']._serialized_start=1219
+  _globals['_EXPLAINREQUEST']._serialized_end=1281
+  _globals['_EXPLAINRESPONSE']._serialized_start=1283
+  _globals['_EXPLAINRESPONSE']._serialized_end=1350
+  _globals['_LISTREQUEST']._serialized_start=1352
+  _globals['_LISTREQUEST']._serialized_end=1365
+  _globals['_WARMPOOLHINT']._serialized_start=1368
+  _globals['_WARMPOOLHINT']._serialized_end=1580
+  _globals['_WARMPOOLREQUEST']._serialized_start=1582
+  _globals['_WARMPOOLREQUEST']._serialized_end=1645
+  _globals['_REPLICAS']._serialized_start=1824
+  _globals['_REPLICAS']._serialized_end=1909
+  _globals['_EXPLAIN']._serialized_start=1912
+  _globals['_EXPLAIN']._serialized_end=2063
+  _globals['_WARMPOOL']._serialized_start=2066
+  _globals['_WARMPOOL']._serialized_end=2228
 # @@protoc_insertion_point(module_scope)

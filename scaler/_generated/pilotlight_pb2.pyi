@@ -1,10 +1,24 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class ColdStartPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COLD_START_PHASE_UNSPECIFIED: _ClassVar[ColdStartPhase]
+    COLD_START_PHASE_SCHEDULING: _ClassVar[ColdStartPhase]
+    COLD_START_PHASE_PULLING: _ClassVar[ColdStartPhase]
+    COLD_START_PHASE_STARTING: _ClassVar[ColdStartPhase]
+    COLD_START_PHASE_LOADING: _ClassVar[ColdStartPhase]
+COLD_START_PHASE_UNSPECIFIED: ColdStartPhase
+COLD_START_PHASE_SCHEDULING: ColdStartPhase
+COLD_START_PHASE_PULLING: ColdStartPhase
+COLD_START_PHASE_STARTING: ColdStartPhase
+COLD_START_PHASE_LOADING: ColdStartPhase
 
 class WorkloadRef(_message.Message):
     __slots__ = ("namespace", "name", "metric_name")
@@ -22,21 +36,31 @@ class StartingReplica(_message.Message):
     started_seconds_ago: float
     def __init__(self, started_seconds_ago: _Optional[float] = ...) -> None: ...
 
+class FinishedPhase(_message.Message):
+    __slots__ = ("phase", "seconds")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    phase: ColdStartPhase
+    seconds: float
+    def __init__(self, phase: _Optional[_Union[ColdStartPhase, str]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class ReplicaReport(_message.Message):
-    __slots__ = ("workload", "ready", "starting", "terminating", "status_replicas", "finished_cold_starts_seconds")
+    __slots__ = ("workload", "ready", "starting", "terminating", "status_replicas", "finished_cold_starts_seconds", "finished_phases")
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     STARTING_FIELD_NUMBER: _ClassVar[int]
     TERMINATING_FIELD_NUMBER: _ClassVar[int]
     STATUS_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_COLD_STARTS_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_PHASES_FIELD_NUMBER: _ClassVar[int]
     workload: WorkloadRef
     ready: int
     starting: _containers.RepeatedCompositeFieldContainer[StartingReplica]
     terminating: int
     status_replicas: int
     finished_cold_starts_seconds: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, workload: _Optional[_Union[WorkloadRef, _Mapping]] = ..., ready: _Optional[int] = ..., starting: _Optional[_Iterable[_Union[StartingReplica, _Mapping]]] = ..., terminating: _Optional[int] = ..., status_replicas: _Optional[int] = ..., finished_cold_starts_seconds: _Optional[_Iterable[float]] = ...) -> None: ...
+    finished_phases: _containers.RepeatedCompositeFieldContainer[FinishedPhase]
+    def __init__(self, workload: _Optional[_Union[WorkloadRef, _Mapping]] = ..., ready: _Optional[int] = ..., starting: _Optional[_Iterable[_Union[StartingReplica, _Mapping]]] = ..., terminating: _Optional[int] = ..., status_replicas: _Optional[int] = ..., finished_cold_starts_seconds: _Optional[_Iterable[float]] = ..., finished_phases: _Optional[_Iterable[_Union[FinishedPhase, _Mapping]]] = ...) -> None: ...
 
 class ReplicaReportAck(_message.Message):
     __slots__ = ("valid_seconds",)

@@ -15,6 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from scaler.core.cold_starts import (
+    FIRST_VARIATION,
+    LEAST_SECONDS,
+    NO_COLD_STARTS,
+    ColdStarts,
+    loaded_cold_starts,
+)
 from scaler.core.flows import Flow
 from scaler.core.hours import NO_HOURS, Hours
 from scaler.core.lumps import NO_LUMPS, Lumps
@@ -28,7 +35,6 @@ _MOST_RECENT = 24  # arrivals, by sample, from which the level of demand is told
 _COMPLETIONS_KEPT = 300.0  # service seconds are the mean of about so many completions
 _GUESSED_KEPT = 3_000.0  # ... where nobody counts them: what is inferred from even traffic is off, ever the same way
 _IN_WORK_SERVICES = 3.0  # after a queue has ended: by then nothing is in work any more that was when it did
-_COLD_STARTS_KEPT = 20.0
 _TOLD_COUNTS_AS = 4.0  # completions: a service time that somebody told, which may be a mistake
 _BELIEVED_COUNTS_AS = 1e6  # ... where nobody counts: a rate is told from it, not it from a rate
 _LONGEST_SECONDS = 60.0  # between two samples from which service times are learned ...
@@ -38,8 +44,6 @@ _LEAST_IN_FLIGHT = 0.05  # nothing waits and nobody tells what is in flight: lik
 _LAST_BELIEVED_SECONDS = 300.0  # ... and one is believed for so long, as KEDA's cooldown and the HPA keep a replica
 _UNSEEN_BELIEVED = 0.9  # while nothing waits and nobody tells what is in flight: arrivals of that share of the rate
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
-COLD_START_FIRST_VARIATION = 0.25
-COLD_START_LEAST_SECONDS = 1e-3  # nothing starts sooner: what is reported below is a mistake
 _SHORT_QUEUE = 0.3  # of the slots: one that the next completions end
 SERVICE_FIRST_SECONDS = 5.0
 FAR_MORE_LEAST = 20.0  # requests
@@ -64,9 +68,7 @@ class Estimates:
     surprises: Surprises = NO_SURPRISES
     busy_slot_seconds: float = 0.0
     completions: float = 0.0
-    cold_starts: float = 0.0
-    cold_start_mean_seconds: float = 0.0
-    cold_start_squares: float = 0.0
+    cold: ColdStarts = NO_COLD_STARTS
     waking_since_seconds: float | None = None
     waits: Waits = NO_WAITS
     recent: tuple[tuple[float, float], ...] = ()  # (arrived before, at) of arrivals, newest last, older ones thinned
@@ -88,18 +90,23 @@ class Estimates:
         first_seconds, count = service_first(goals)
         return max((self.busy_slot_seconds + count * first_seconds) / (self.completions + count), 1e-3)
 
+    @property
+    def cold_starts(self) -> float:
+        """How many cold starts were seen, as far as they are remembered."""
+        return self.cold.whole.count
+
     def lead_seconds(self, goals: Goals) -> float:
         """Seconds a cold start takes in the mean, or as far as anyone says before any was seen."""
-        return self.cold_start_mean_seconds if self.cold_starts else cold_start_first(goals)
+        whole = self.cold.whole
+        return whole.mean_seconds if whole.count else cold_start_first(goals)
 
     def cold_start(self, goals: Goals) -> tuple[float, float]:
-        """(mean, standard deviation) of a cold start in seconds; the first guess counts as one."""
-        mean_seconds, count = self.lead_seconds(goals), self.cold_starts
-        if count == 0:
-            return mean_seconds, COLD_START_FIRST_VARIATION * mean_seconds
-        first_variance = (COLD_START_FIRST_VARIATION * mean_seconds) ** 2
-        variance = (self.cold_start_squares + 2.0 * first_variance) / (count + 2.0)
-        return mean_seconds, math.sqrt(variance)
+        """(mean, standard deviation) of a cold start in seconds."""
+        whole = self.cold.whole
+        if whole.count == 0:
+            mean_seconds = cold_start_first(goals)
+            return mean_seconds, FIRST_VARIATION * mean_seconds
+        return whole.mean_seconds, whole.deviation_seconds
 
     @property
     def dispersion(self) -> float:
@@ -198,6 +205,7 @@ def updated(
     *,
     ready: int,
     cold_starts_seconds: Sequence[float],
+    phases_seconds: Sequence[tuple[int, float]] = (),
     waking: bool,
     blind: bool = False,
     now_seconds: float,
@@ -205,8 +213,9 @@ def updated(
 ) -> Estimates:
     """With one more sample.
 
-    `ready`: replicas that serve, seen or believed. `waking`: none serves and one was asked for, so that the
-    first request picked up tells a cold start where nobody sees replicas. `blind`: nobody does.
+    `ready`: replicas that serve, seen or believed. `phases_seconds`: of cold starts that are over, (phase as an index
+    into cold_starts.PHASES, how long it took). `waking`: none serves and one was asked for, so that the first request
+    picked up tells a cold start where nobody sees replicas. `blind`: nobody does.
     """
     before_seconds = known.at_seconds
     waiting, in_flight = _split(known, sample, goals, ready, blind=blind)
@@ -309,7 +318,6 @@ def updated(
             busy_sum, done_sum = busy_sum * most / done_sum, most
 
     waking_since = known.waking_since_seconds
-    cold_count, cold_mean, cold_squares = known.cold_starts, known.cold_start_mean_seconds, known.cold_start_squares
     # What is in flight may only be believed in; that something was completed is seen.
     by_commits = sample.in_flight is None and sample.completed_total is not None
     if waking_since is not None and (completions > 0 or (in_flight > 0 and not by_commits)):
@@ -324,13 +332,9 @@ def updated(
         waking_since = now_seconds
     elif not waking:
         waking_since = None
-    for seconds in cold_starts_seconds:
-        if seconds < COLD_START_LEAST_SECONDS or not math.isfinite(seconds):
-            continue
-        cold_count = min(cold_count + 1.0, _COLD_STARTS_KEPT)
-        off = seconds - cold_mean
-        cold_mean += off / cold_count
-        cold_squares = (cold_squares + off * (seconds - cold_mean)) * min(1.0, (_COLD_STARTS_KEPT - 1) / cold_count)
+    cold = known.cold
+    if cold_starts_seconds or phases_seconds:
+        cold = cold.fed(cold_starts_seconds, phases_seconds)
 
     return Estimates(
         now_seconds,
@@ -347,9 +351,7 @@ def updated(
         surprises,
         busy_sum,
         done_sum,
-        cold_count,
-        cold_mean,
-        cold_squares,
+        cold,
         waking_since,
         waits,
         recent,
@@ -370,12 +372,13 @@ def service_first(goals: Goals) -> tuple[float, float]:
 def cold_start_first(goals: Goals) -> float:
     """Seconds that a cold start takes as far as anyone says, before any was seen."""
     first_seconds = goals.cold_start_seconds
-    return COLD_START_FIRST_SECONDS if first_seconds is None else max(first_seconds, COLD_START_LEAST_SECONDS)
+    return COLD_START_FIRST_SECONDS if first_seconds is None else max(first_seconds, LEAST_SECONDS)
 
 
 def dumped(known: Estimates) -> dict[str, Any]:
     """As plain values, for a file."""
     plain: dict[str, Any] = {name: getattr(known, name) for name in _FIELDS}
+    plain["cold"] = known.cold.dumped()
     for name in _PARTS:
         part = plain[name]
         plain[name] = None if part is None else {field.name: getattr(part, field.name) for field in fields(part)}
@@ -399,6 +402,8 @@ def loaded(values: Mapping[str, Any]) -> Estimates:
                 }
             )
     known["recent"] = _pairs(known.get("recent", ()))
+    if "cold" in known:
+        known["cold"] = loaded_cold_starts(known["cold"])
     return Estimates(**known)
 
 

@@ -95,7 +95,8 @@ class ReplicaView:
 
     `starting_at_seconds` holds one creation time per replica that does not serve yet, oldest first.
     `status_replicas` is `status.replicas` of /scale, which the HPA's arithmetic starts from; None: unknown.
-    `cold_starts_seconds`: cold starts finished since the last view.
+    `cold_starts_seconds`: cold starts finished since the last view. `phases_seconds`: how long phases of those took,
+    each as an index into cold_starts.PHASES and its length, where somebody tells.
     """
 
     at_seconds: float
@@ -104,6 +105,7 @@ class ReplicaView:
     terminating: int = 0
     status_replicas: int | None = None
     cold_starts_seconds: tuple[float, ...] = ()
+    phases_seconds: tuple[tuple[int, float], ...] = ()
 
     @property
     def starting(self) -> int:

@@ -30,6 +30,7 @@ from dataclasses import asdict, replace
 from statistics import NormalDist
 from typing import Any
 
+from scaler.core.cold_starts import P95_DEVIATIONS
 from scaler.core.decide import Proposal, Situation
 from scaler.core.doubts import Doubt, doubted, loaded_doubt, never_served, undone
 from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, rested, updated
@@ -154,6 +155,7 @@ class Slo:
             goals,
             ready=view.ready,
             cold_starts_seconds=view.cold_starts_seconds,
+            phases_seconds=view.phases_seconds,
             waking=blind and asked > 0 and state.woken and (view.ready == 0 or before.waking_since_seconds is not None),
             blind=blind,
             least_debt=price.least_debt,
@@ -492,7 +494,7 @@ def _serving_in(view: ReplicaView, start: _Start, now_seconds: float) -> list[tu
     """(seconds until they serve, the spread of that, how many) of those that start, those asked for together as one."""
     groups = []
     starting, index = view.starting_at_seconds, 0
-    late_seconds = start.lead_seconds + 1.65 * start.deviation_seconds
+    late_seconds = start.lead_seconds + P95_DEVIATIONS * start.deviation_seconds
     while index < len(starting):
         first_seconds, first = starting[index], index
         while index < len(starting) and starting[index] - first_seconds <= HPA_SPREAD_SECONDS:

@@ -107,7 +107,7 @@ def test_a_step_forward_while_there_is_work_teaches_nothing_and_lets_nothing_go(
     plain, _ = decided("slo", goals, memory, looks[steps_at])
     after, stepped = decided("slo", goals, memory, put(looks[steps_at], HOUR))
     learned = stepped.state.estimates
-    for name in ("cold_starts", "cold_start_mean_seconds", "completions"):
+    for name in ("cold", "completions"):
         assert getattr(learned, name) == getattr(known, name), name
     for name in ("counted", "missed", "debt"):
         assert getattr(learned.waits, name) == getattr(known.waits, name), name

@@ -78,6 +78,7 @@ def views(draw: st.DrawFn) -> ReplicaView | None:
         terminating=draw(st.integers(0, 5)),
         status_replicas=draw(st.sampled_from([None, ready + len(starting)])),
         cold_starts_seconds=tuple(draw(st.lists(st.floats(0, 600), max_size=3))),
+        phases_seconds=tuple(draw(st.lists(st.tuples(st.integers(-1, 4), st.floats(0, 600)), max_size=3))),
     )
 
 

@@ -144,7 +144,7 @@ def woken(*, requests: int, serves_after_seconds: int, service_seconds: int) -> 
 def test_blind_the_first_commit_after_zero_tells_a_cold_start_once_and_without_its_service_time() -> None:
     known = woken(requests=1, serves_after_seconds=90, service_seconds=20).estimates
     assert known.cold_starts == 1
-    assert known.cold_start_mean_seconds == pytest.approx(90.0, abs=15.0)
+    assert known.cold.whole.mean_seconds == pytest.approx(90.0, abs=15.0)
 
 
 def test_blind_the_first_commit_of_many_replicas_tells_no_cold_start() -> None:

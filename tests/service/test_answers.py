@@ -27,7 +27,7 @@ from scaler.sources.kafka.lag import KafkaReading, PartitionReading
 from scaler.sources.sqs import SqsReading
 from scaler.state import StateFile
 from scaler.telemetry import Telemetry
-from tests.service.conftest import RunShell
+from tests.service.conftest import RunShell, until
 from tests.service.scripted import World
 from tests.service.test_evaluator_properties import Clock, Desk
 from tests.service.test_keda_calls import Keda, trigger
@@ -494,6 +494,63 @@ async def test_explain_and_metrics_show_the_difference(shell: RunShell, world: W
         observed = (await stub.Get(request)).explanations[0].observed
         assert observed["dry_run_desired_replicas"] > 0
         assert {"dry_run_gpu_seconds", "dry_run_answered_gpu_seconds", "dry_run_saved_gpu_seconds"} <= set(observed)
+
+
+async def test_explain_and_metrics_show_what_is_learned_cold_starts_by_phase(shell: RunShell, world: World) -> None:
+    world.answers["orders"] = 12.0
+    async with shell() as running:
+        keda, ref = Keda(running, pb, trigger(**SLO)), ours.WorkloadRef(namespace="team-a", name="llama")
+        assert (await keda.poll())[2]
+        finished = [
+            ours.FinishedPhase(phase=ours.COLD_START_PHASE_PULLING, seconds=20.0),
+            ours.FinishedPhase(phase=ours.COLD_START_PHASE_LOADING, seconds=70.0),
+            ours.FinishedPhase(phase=ours.COLD_START_PHASE_UNSPECIFIED, seconds=5.0),
+        ]
+        report = ours.ReplicaReport(
+            workload=ref, ready=1, finished_cold_starts_seconds=[95.0], finished_phases=finished
+        )
+        await ours_grpc.ReplicasStub(running.hints).Report(report)
+        stub = ours_grpc.ExplainStub(running.hints)
+
+        async def told() -> dict[str, float]:
+            return dict((await stub.Get(ours.ExplainRequest(workload=ref))).explanations[0].observed)
+
+        async def is_learned() -> bool:
+            return (await told()).get("learned_cold_starts", 0.0) > 0
+
+        await until(is_learned)
+        observed = await told()
+        assert observed["learned_cold_start_seconds"] == observed["learned_cold_starts"] * 95.0 == 95.0
+        assert (observed["learned_pulling_seconds"], observed["learned_loading_seconds"]) == (20.0, 70.0)
+        assert observed["learned_loading_p95_seconds"] > 70.0
+        assert not {"learned_scheduling_seconds", "learned_starting_seconds"} & set(observed)
+
+
+def test_the_series_of_slo_tell_the_share_in_time_and_what_is_learned() -> None:
+    bench = Bench()
+    workload = bench.workload("orders", **SLO)
+    names = "scaler_achieved_ratio", "scaler_service_seconds", "scaler_cold_start_seconds"
+
+    def told() -> dict[str, float]:
+        text = b"".join(bench.telemetry.text()).decode()
+        return {
+            name: float(value)
+            for name, value in re.findall(r"^(scaler_\w+)\{.*\} (\S+)$", text, re.MULTILINE)
+            if name in names
+        }
+
+    assert not told()
+    for value in [0.0, 3.0, 9.0, 2.0] * 15:
+        bench.read(workload, value)
+    known = workload.estimates
+    assert known is not None
+    goals = workload.trigger.goals
+    assert told() == dict(
+        zip(names, (known.waits.achieved, known.service_seconds(goals), known.lead_seconds(goals)), strict=True)
+    )
+    plain = bench.workload("plain")
+    bench.read(plain, 9.0)
+    assert plain.learned is None
 
 
 # --- the warm pool ---

@@ -239,6 +239,16 @@ async def test_the_metrics_listener_answers_little_else(
             id="an endless cold start",
         ),
         pytest.param(
+            {"workload": {"namespace": "a", "name": "b"}, "finished_phases": [{"phase": 2, "seconds": -1}]},
+            "finished_phases.seconds",
+            id="a phase of less than no time",
+        ),
+        pytest.param(
+            {"workload": {"namespace": "a", "name": "b"}, "finished_cold_starts_seconds": [9.0] * 5 + [float("nan")]},
+            "finished_cold_starts_seconds",
+            id="one of many is no number",
+        ),
+        pytest.param(
             {"workload": {"namespace": "a", "name": "b"}, "starting": [{"started_seconds_ago": -5}]},
             "started_seconds_ago",
             id="started in the future",
