@@ -321,6 +321,17 @@ class Workload:
         return self.trigger.sample_seconds
 
     @property
+    def decides_demand(self) -> bool:
+        """Whether `slo` says how many replicas its requests need, which it can't know before it has looked."""
+        return self.trigger.policy_name == "slo" and self.trigger.goals.answer == "demand"
+
+    @property
+    def blank_seconds(self) -> float:
+        """How long nothing below the recent peak is answered once nothing is known (design: a restart under load)."""
+        goals = self.trigger.goals
+        return cold_start_first(goals) + goals.hold_seconds
+
+    @property
     def label(self) -> str:
         """namespace/name for people."""
         return f"{self.scaled_object.namespace}/{self.scaled_object.name}"
@@ -568,12 +579,12 @@ class Evaluator:
             found = self._keeper.restored(key, trigger.policy)
         workload.unread = None if found is None else (key, found)
         state = None if found is None else found.state
-        blank_seconds = cold_start_first(goals) + goals.hold_seconds
+        blank_seconds = workload.blank_seconds
         last = None if found is None else found.decision
         # Older than holdSeconds it tells no more which replicas there are: the service may have gone on without being
         # able to write, and KEDA's fallback or a person may have decided meanwhile.
         is_fresh = state is not None and last is not None and now - last.at_seconds <= goals.hold_seconds
-        cautious = trigger.policy_name == "slo" and goals.answer == "demand" and not is_fresh
+        cautious = workload.decides_demand and not is_fresh
         if cautious and state is None and (trial := self._trial(trigger)) is not None:
             state = trial.state  # it takes over what it learned while it was only tried; of replicas it knows nothing
             if found is None:
@@ -596,8 +607,8 @@ class Evaluator:
         trigger, last = workload.trigger, workload.memory.last
         workload.memory = Memory(state=trigger.policy.start(), last=last)
         workload.unread = None
-        if trigger.policy_name == "slo" and trigger.goals.answer == "demand":
-            workload.blank_until = now + cold_start_first(trigger.goals) + trigger.goals.hold_seconds
+        if workload.decides_demand:
+            workload.blank_until = now + workload.blank_seconds
             if last is not None and last.active:
                 workload.peak = max(workload.peak, last.desired_replicas)
 
