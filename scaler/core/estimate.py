@@ -26,6 +26,7 @@ from scaler.core.flows import Flow
 from scaler.core.hours import NO_HOURS, Hours
 from scaler.core.lumps import NO_LUMPS, Lumps
 from scaler.core.model import Goals, Sample
+from scaler.core.steps import NO_STEPS, Steps
 from scaler.core.surprises import NO_SURPRISES, Surprises
 from scaler.core.values import value_class
 from scaler.core.waits import NO_WAITS, Waits
@@ -36,7 +37,6 @@ _COMPLETIONS_KEPT = 300.0  # service seconds are the mean of about so many compl
 _GUESSED_KEPT = 3_000.0  # ... where nobody counts them: what is inferred from even traffic is off, ever the same way
 _IN_WORK_SERVICES = 3.0  # after a queue has ended: by then nothing is in work any more that was when it did
 _TOLD_COUNTS_AS = 4.0  # completions: a service time that somebody told, which may be a mistake
-_BELIEVED_COUNTS_AS = 1e6  # ... where nobody counts: a rate is told from it, not it from a rate
 _LONGEST_SECONDS = 60.0  # between two samples from which service times are learned ...
 _LONGEST_INTERVALS = 10.0  # ... or so many usual intervals
 _STEP_SECONDS = 600.0  # a gap in the readings that nobody explains ...
@@ -45,6 +45,7 @@ _LAST_BELIEVED_SECONDS = 300.0  # ... and one is believed for so long, as KEDA's
 _UNSEEN_BELIEVED = 0.9  # while nothing waits and nobody tells what is in flight: arrivals of that share of the rate
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
 _SHORT_QUEUE = 0.3  # of the slots: one that the next completions end
+_LONG_QUEUE = 2.0  # ... one that stands for a few services
 SERVICE_FIRST_SECONDS = 5.0
 FAR_MORE_LEAST = 20.0  # requests
 NEVER_QUIET = Smoothed(0.0, 0.0, 0.0)
@@ -77,6 +78,7 @@ class Estimates:
     flow: Flow | None = None  # while something waits and nobody counts
     lumps: Lumps = NO_LUMPS  # where completions are told in lumps
     quiet: Smoothed = NEVER_QUIET  # arrivals a second while nothing waits and nobody counts; its clock runs only then
+    steps: Steps = NO_STEPS  # of what is in the system, where nobody counts
 
     # --- what others ask for ---
 
@@ -88,7 +90,8 @@ class Estimates:
         if goals.service_seconds is not None and not _counts(self):
             return max(goals.service_seconds, 1e-3)
         first_seconds, count = service_first(goals)
-        return max((self.busy_slot_seconds + count * first_seconds) / (self.completions + count), 1e-3)
+        seconds = (self.busy_slot_seconds + count * first_seconds) / (self.completions + count)
+        return max(self.steps.bounded(seconds, self.interval_seconds), 1e-3)
 
     @property
     def cold_starts(self) -> float:
@@ -161,6 +164,7 @@ _PARTS = {
     "flow": Flow,
     "lumps": Lumps,
     "quiet": Smoothed,
+    "steps": Steps,
 }
 _PAIRS = ("batches", "profile")  # of those
 
@@ -195,6 +199,7 @@ def rested(known: Estimates, goals: Goals, now_seconds: float) -> Estimates:
         waits=known.waits.faded(elapsed_seconds),
         hours=known.hours.rested(at_seconds, interval_seconds=interval_seconds, until_seconds=until_seconds),
         quiet=known.quiet if _counts(known) else _quieter(known.quiet, 0.0, elapsed_seconds, long_seconds),
+        steps=known.steps if _counts(known) else known.steps.rested(0.0, interval_seconds),
     )
 
 
@@ -295,6 +300,24 @@ def updated(
             recent = (*recent[:half:2], *recent[half:])
     surprises = known.surprises.fed(arrivals, short.value, lead_seconds=lead_seconds, now_seconds=now_seconds)
 
+    steps = known.steps
+    believed = uncounted and goals.service_seconds is not None
+    if not uncounted or believed:
+        steps = NO_STEPS
+    elif sample.in_flight is not None or (flow is not None and known.waiting > _LONG_QUEUE * known.in_flight):
+        if not tells:
+            steps = steps.broken()
+        elif busy == 0.0:
+            steps = steps.rested(change, elapsed_seconds)
+        else:
+            steps = steps.fed(
+                change,
+                slot_seconds=busy,
+                service_seconds=known.service_seconds(goals),
+                elapsed_seconds=elapsed_seconds,
+            )
+    else:  # how many slots work is only believed
+        steps = steps.broken()
     lumps = NO_LUMPS
     maybe_done = sample.maybe_done
     if tells and flow is None and not (uncounted and _was_in_work(known, sample, goals, now_seconds)):
@@ -312,7 +335,8 @@ def updated(
                 untold=maybe_done,
                 service_seconds=known.service_seconds(goals),
             )
-        busy_sum, done_sum = busy_sum + busy, done_sum + of_completions
+        if not believed:
+            busy_sum, done_sum = busy_sum + busy, done_sum + of_completions
         most = _GUESSED_KEPT if uncounted else _COMPLETIONS_KEPT
         if done_sum > most:
             busy_sum, done_sum = busy_sum * most / done_sum, most
@@ -360,6 +384,7 @@ def updated(
         flow,
         lumps,
         quiet,
+        steps,
     )
 
 
@@ -482,6 +507,7 @@ def _first(known: Estimates, sample: Sample, waiting: float, in_flight: float, n
         waits=known.waits.begun_anew(waiting, now_seconds),
         flow=None,
         lumps=NO_LUMPS,
+        steps=known.steps.broken(),
         recent=((-in_flight, now_seconds),) if waiting + in_flight else (),
         hours=known.hours.unbegun(),
     )
@@ -538,7 +564,7 @@ def _queued(
 
     The last two are the known service time with its weight, put as what is kept of exact ones.
     """
-    told, (first_seconds, count) = goals.service_seconds, service_first(goals)
+    first_seconds, count = service_first(goals)
     long, quiet, flow = known.long, known.quiet, known.flow
     service_seconds = known.service_seconds(goals)
     usual_rate = long.value
@@ -552,15 +578,13 @@ def _queued(
         change,
         busy=busy_slot_seconds / elapsed_seconds,
         pace=1.0 / service_seconds,
-        weight=count + known.completions if told is None else _BELIEVED_COUNTS_AS,
+        weight=count + known.completions if goals.service_seconds is None else math.inf,
         usual_rate=usual_rate,
         dispersion=known.dispersion,
         elapsed_seconds=elapsed_seconds,
         tau_seconds=short_seconds,
         fades=fades,
     )
-    if told is not None:
-        return flow, arrivals, known.busy_slot_seconds, known.completions
     completions = min(max(weight - count, 0.0), _COMPLETIONS_KEPT)
     return flow, arrivals, (completions + count) / pace - count * first_seconds, completions
 

@@ -55,9 +55,9 @@ class Flow:
         """(what is known then, arrivals, completions a second and slot, their weight), after one more look.
 
         `change`: how many requests more are in the system than `elapsed_seconds` ago, in which `busy` slots worked all
-        the time. `pace`: completions a second of a slot as known before, worth `weight` completions. `usual_rate`:
-        arrivals a second once a burst is over, `tau_seconds`: over how long the short rate is taken. `fades`: somebody
-        saw what is usual.
+        the time. `pace`: completions a second of a slot as known before, worth `weight` completions; infinite: it is
+        believed. `usual_rate`: arrivals a second once a burst is over, `tau_seconds`: over how long the short rate is
+        taken. `fades`: somebody saw what is usual.
         """
         rate, stood_seconds = self.rate, self.stood_seconds + elapsed_seconds
         if fades and rate > usual_rate:  # else a burst that is over would be seen as arrivals that faster services hide
@@ -66,7 +66,8 @@ class Flow:
         came, done = rate * elapsed_seconds, busy * pace * elapsed_seconds
         rate_variance = self.rate_variance + rate * elapsed_seconds / (_WANDERS * tau_seconds) ** 2
         rate_variance += _STOPS * (rate - usual_rate) ** 2 * elapsed_seconds / tau_seconds
-        pace_variance = pace * pace * (_UNSURE / weight + done / _KEPT**2)
+        believed = math.isinf(weight)
+        pace_variance = 0.0 if believed else pace * pace * (_UNSURE / weight + done / _KEPT**2)
         most = _TIED * math.sqrt(rate_variance * pace_variance)
         covariance = max(-most, min(self.covariance, most))
         by_pace = -busy * elapsed_seconds
@@ -87,7 +88,9 @@ class Flow:
         before = rate
         rate += to_rate / variance * max(-_SURPRISING * deviation, off)
         known_pace = pace + to_pace / variance * off
-        if rate < 0.0:  # nothing arrives any more: all that goes is completed, which tells the pace
+        if believed:
+            rate = max(rate, 0.0)
+        elif rate < 0.0:  # nothing arrives any more: all that goes is completed, which tells the pace
             tied = covariance / rate_variance if rate_variance > 0.0 else 0.0
             likely_pace = pace - tied * before
             expected = busy * likely_pace * elapsed_seconds
@@ -108,7 +111,7 @@ class Flow:
             owed,
             stood_seconds,
         )
-        return after, arrivals, known_pace, _UNSURE * known_pace * known_pace / pace_variance
+        return after, arrivals, known_pace, weight if believed else _UNSURE * known_pace * known_pace / pace_variance
 
     def _arrivals(self, change: float, came: float, done: float, *, dispersion: float) -> tuple[float, float]:
         """(arrivals, what is owed): what is left to chance is shared as unevenly as both usually are."""

@@ -96,6 +96,16 @@ def test_the_end_of_a_burst_does_not_hide_how_long_services_take(guess_seconds: 
     assert flow.rate < 0.1
 
 
+@pytest.mark.parametrize("change", [-60.0, -5.0, 0.0, 5.0, 60.0])
+def test_a_service_time_that_is_believed_is_not_learned(change: float) -> None:
+    flow, arrived, done, service_seconds = grown(
+        [(change, 10.0)] * 20, guess_seconds=10.0, weight=math.inf, flow=known_rate(1.0, 60.0), usual_rate=0.0
+    )
+    assert service_seconds == pytest.approx(10.0, rel=1e-12)
+    assert arrived - done == pytest.approx(20.0 * change)
+    assert flow.covariance == 0.0
+
+
 @pytest.mark.parametrize("usual_rate", [0.0, 0.5, 1.0])
 def test_more_than_usual_that_lasts_for_hours_is_not_taken_for_ever_longer_services(usual_rate: float) -> None:
     """2 arrive a second, 16 slots complete 1.6; an expectation that fades as fast all the time finds 1,000 s."""

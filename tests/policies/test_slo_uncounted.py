@@ -45,7 +45,7 @@ def test_what_a_burst_has_left_is_not_taken_for_more_that_arrives(seed: int) -> 
     believed = pilot.memory.state.estimates.waits.achieved
     assert believed is not None
     assert outcome.share_within(60.0) >= 0.92
-    assert believed == pytest.approx(outcome.share_within(60.0), abs=0.04)
+    assert -0.06 < believed - outcome.share_within(60.0) < 0.04
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -57,6 +57,26 @@ def test_where_all_comes_in_bursts_that_are_alike_services_are_not_learned_too_s
     pilot, outcome = played(trace, goals, 60.0, sees_counters=False)
     assert outcome.share_within(120.0) >= 0.8
     assert pilot.memory.state.estimates.service_seconds(goals) > 9.2
+
+
+@pytest.mark.parametrize("sees_replicas", [True, False], ids=["as SQS", "as SQS, blind"])
+@pytest.mark.parametrize(
+    ("rate", "burst_seconds", "service_seconds", "concurrency"),
+    [(3.2, 300.0, 30.0, 4), (1.6, 300.0, 20.0, 1), (1.6, 600.0, 30.0, 4)],
+)
+def test_bursts_of_minutes_are_not_believed_to_be_in_time_while_they_are_late(
+    rate: float, burst_seconds: float, service_seconds: float, concurrency: int, *, sees_replicas: bool
+) -> None:
+    """Each forty minutes one, nothing in between. Services looked 0.8 s long for 30: 5 % in time, believed to be 99."""
+    pattern = Bursts(burst_rate_per_second=rate, burst_seconds=burst_seconds, every_seconds=2_400.0)
+    trace = list(generate(pattern, Service(mean_seconds=service_seconds, variation=1.0), random.Random(1), 12.0 * HOUR))
+    goals = Goals(target_value=1.0, wait_seconds=max(120.0, 2.5 * service_seconds), concurrency=concurrency)
+    pilot, outcome = played(trace, goals, 60.0, sees_counters=False, sees_replicas=sees_replicas)
+    estimates = pilot.memory.state.estimates
+    assert estimates.service_seconds(goals) > 0.8 * service_seconds
+    assert outcome.share_within(goals.wait_seconds or 0.0) >= 0.85
+    assert estimates.waits.achieved is not None
+    assert estimates.waits.achieved - outcome.share_within(goals.wait_seconds or 0.0) < 0.1
 
 
 def test_even_traffic_does_not_let_service_times_run_away() -> None:
