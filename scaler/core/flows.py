@@ -57,7 +57,7 @@ class Flow:
         `change`: how many requests more are in the system than `elapsed_seconds` ago, in which `busy` slots worked all
         the time. `pace`: completions a second of a slot as known before, worth `weight` completions; infinite: it is
         believed. `usual_rate`: arrivals a second once a burst is over, `tau_seconds`: over how long the short rate is
-        taken. `fades`: somebody saw what is usual.
+        taken. `fades`: what works is told, and so somebody saw what is usual.
         """
         rate, stood_seconds = self.rate, self.stood_seconds + elapsed_seconds
         if fades and rate > usual_rate:  # else a burst that is over would be seen as arrivals that faster services hide
@@ -100,7 +100,11 @@ class Flow:
         known_pace = max(pace / _MOST_TIMES, min(known_pace, _MOST_TIMES * pace))
         pace_variance = max(pace_variance - to_pace * to_pace / variance, (known_pace / _KEPT) ** 2)
         arrivals, owed = self._arrivals(
-            change, rate * elapsed_seconds, busy * known_pace * elapsed_seconds, dispersion=dispersion
+            change,
+            rate * elapsed_seconds,
+            busy * known_pace * elapsed_seconds,
+            dispersion=dispersion,
+            certain=fades,
         )
         after = Flow(
             rate,
@@ -113,13 +117,19 @@ class Flow:
         )
         return after, arrivals, known_pace, weight if believed else _UNSURE * known_pace * known_pace / pace_variance
 
-    def _arrivals(self, change: float, came: float, done: float, *, dispersion: float) -> tuple[float, float]:
-        """(arrivals, what is owed): what is left to chance is shared as unevenly as both usually are."""
+    def _arrivals(
+        self, change: float, came: float, done: float, *, dispersion: float, certain: bool
+    ) -> tuple[float, float]:
+        """(arrivals, what is owed): what is left to chance is shared as unevenly as both usually are.
+
+        Where it is told how many work (`certain`), over time no more is completed than so many can, however much at
+        once: all of it arrived, or didn't.
+        """
         least = max(change, 0.0)
         if done <= 0.0:  # nothing was completed: all of the change arrived
             return least, self.owed
         left_over = change - (came - done)
         uneven = came * dispersion
-        likely = came + left_over * uneven / (uneven + _UNEVEN * done) - self.owed
+        likely = came + left_over * (1.0 if certain else uneven / (uneven + _UNEVEN * done)) - self.owed
         arrivals = max(likely, least)
         return arrivals, arrivals - likely
