@@ -4,8 +4,8 @@ While something waits all slots work, and what is in the system grows by what ar
 many slots complete twice as many: from how the growth changes with the slots, and from what arrived before any worked,
 follow both the rate of arrivals and that of completions. It is a Kalman filter (1960) of these two, which knows how
 sure it is of each and of both together; while as many slots work all the time it learns their difference alone, and
-says so. What comes more than usual may stop at any moment (a burst), less likely the longer it has lasted, and so is
-expected to fade. What is usual wanders slowly.
+says so: steps.py bounds what that leaves open. What comes more than usual may stop at any moment (a burst), less likely
+the longer it has lasted, and so is expected to fade. What is usual wanders slowly.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Steps:
         """`service_seconds` as far as it agrees with what was seen, with looks so far apart.
 
         What comes and goes between two looks is not seen to do so. Of services that end by chance, each change is
-        followed by its opposite the more, the longer looks are apart: such a square is (1 - r)(3 - r) / 2 for each that
-        is in work, r being the share of them that still is, one look later. Much shorter ones it can't tell apart.
+        followed by its opposite the more, the longer looks are apart: as if (1 - r)(3 - r) / 2 of those in work were
+        completed, r being the share of them that still is, one look later. Much shorter ones it can't tell apart.
         """
         completions = max(self.completions, self.fallen)
         if completions <= 0.0:
