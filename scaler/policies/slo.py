@@ -181,6 +181,7 @@ class Slo:
             start,
             price,
             surprises=before.surprises,
+            blind=blind,
             before_seconds=before_seconds,
             now_seconds=now_seconds,
         )
@@ -372,28 +373,23 @@ def _level(known: Estimates, start: _Start, price: _Price) -> int:
 
 
 def _letting_go(load: float, start: _Start, price: _Price) -> tuple[float, ...]:
-    """What it costs, for each group of levels, to be without a replica when its level is used again.
+    """What it costs, for each group of levels, to be without a replica from its last use to the next, but the gap.
 
-    A cold start, less what is not paid for while nothing needs to start yet (of a level that is in use most of the
-    time only its idle share is saved), and what it makes late.
+    A cold start and what it makes late, less what is not paid for while nothing needs to start yet (of a level that is
+    in use most of the time only its idle share is saved). The first replica starts as soon as anything waits, so the
+    share of the time that it works is paid for; and from its last use on it works for one service anyway.
     """
-    lead_seconds, slack_seconds = start.lead_seconds, start.wait_seconds - start.new_seconds
+    lead_seconds, slack_seconds = start.lead_seconds, max(start.wait_seconds - start.new_seconds, 0.0)
+    service_seconds = start.slots / start.speed
     # Many at once may avert on demand what one that is kept would; with what each miss costs, less relied upon.
     averted = min(price.seconds, lead_seconds / max(start.on_demand, 1e-9))
     missing = start.late * start.in_time * math.sqrt(price.seconds * averted)
-    all_of_it = lead_seconds + missing
-    if slack_seconds <= 0:
-        return (all_of_it,) * len(MIDDLES)
-    idle_only = max(lead_seconds - slack_seconds, 0.0) + missing
-    costs = []
-    for level in MIDDLES:
-        used = load - level + 1.0  # the share of the time that it is in use, below 0 and above 1 as these
-        if used <= 0.0:
-            costs.append(idle_only)
-        elif used >= 1.0:
-            costs.append(all_of_it)
-        else:
-            costs.append(max(lead_seconds - slack_seconds * (1.0 - used), 0.0) + missing)
+    busy = min(load * start.slots, 1.0)  # the share of the time that anything is in work
+    first_seconds = max(lead_seconds - slack_seconds * (1.0 - busy), lead_seconds * busy)
+    costs = [first_seconds + service_seconds + missing]
+    for level in MIDDLES[1:]:
+        used = min(max(load - level + 1.0, 0.0), 1.0)  # the share of the time that it is in use
+        costs.append(max(lead_seconds - slack_seconds * (1.0 - used), 0.0) + missing)
     return tuple(costs)
 
 
@@ -404,6 +400,7 @@ def _need(
     price: _Price,
     *,
     surprises: Surprises,
+    blind: bool,
     before_seconds: float,
     now_seconds: float,
 ) -> tuple[int, str, tuple[float, ...]]:
@@ -413,6 +410,8 @@ def _need(
         return 0, "nothing waits", ()
     slots, speed, wait_seconds = start.slots, start.speed, start.wait_seconds
     busy = max(math.ceil(in_flight / slots - 1e-9), 1)
+    if not blind:  # what is in flight beyond these is worked on by those that end: no new one would get it
+        busy = max(min(busy, view.ready + len(view.starting_at_seconds)), 1)
     # What was seen for much less than a cold start tells as much: before it, as far as anyone knows, nothing came.
     short, long = known.short.value * known.short.weight, known.long.value * known.long.weight
     rate = max(short, 0.5 * (short + long))
