@@ -181,6 +181,7 @@ class Slo:
             start,
             price,
             surprises=before.surprises,
+            asked=asked,
             blind=blind,
             before_seconds=before_seconds,
             now_seconds=now_seconds,
@@ -400,6 +401,7 @@ def _need(
     price: _Price,
     *,
     surprises: Surprises,
+    asked: int,
     blind: bool,
     before_seconds: float,
     now_seconds: float,
@@ -411,7 +413,7 @@ def _need(
     slots, speed, wait_seconds = start.slots, start.speed, start.wait_seconds
     busy = max(math.ceil(in_flight / slots - 1e-9), 1)
     if not blind:  # what is in flight beyond these is worked on by those that end: no new one would get it
-        busy = max(min(busy, view.ready + len(view.starting_at_seconds)), 1)
+        busy = max(min(busy, max(asked, view.ready + len(view.starting_at_seconds))), 1)  # a view may be of before
     # What was seen for much less than a cold start tells as much: before it, as far as anyone knows, nothing came.
     short, long = known.short.value * known.short.weight, known.long.value * known.long.weight
     rate = max(short, 0.5 * (short + long))

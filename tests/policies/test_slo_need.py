@@ -163,3 +163,22 @@ def counted(at: float, waiting: int, in_flight: int, *, arrived: int) -> Sample:
         arrived_total=float(arrived),
         completed_total=float(arrived - waiting - in_flight),
     )
+
+
+def test_work_in_flight_on_replicas_that_a_report_does_not_show_yet_is_not_let_go() -> None:
+    goals = Goals(target_value=1.0, wait_seconds=600.0, max_replicas=50)  # time enough: nothing is held but what works
+    memory, answers = Memory(state=POLICY.start()), []
+    for turn, (waiting, in_flight) in enumerate([(0, 1)] * 60 + [(40, 1)] * 8 + [(0, 8)] * 5):
+        at = 5.0 * turn
+        decision, memory = decide(
+            POLICY,
+            goals,
+            memory,
+            sample=counted(at, waiting, in_flight, arrived=1 if turn < 60 else 41),
+            view=ReplicaView(at_seconds=min(at, 305.0), ready=1),  # whoever reports has been silent since
+            now_seconds=at,
+        )
+        assert decision is not None
+        answers.append(decision.desired_replicas)
+    assert answers[60] > 8
+    assert min(answers[60:]) >= 8
