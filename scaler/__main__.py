@@ -269,4 +269,6 @@ def run(settings: Settings, *, ready_file: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit(f"python -m scaler serves and takes no arguments; run: pilotlight {' '.join(sys.argv[1:])}")
     run(load_settings())
