@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -107,6 +108,15 @@ def test_a_reader_that_goes_ends_the_command_without_a_word(tmp_path: Path) -> N
     assert done.stderr == b""
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: what a shell starts in the background ignores SIGINT, and so does all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("seeds", ["1", "4"], ids=["alone", "several processes"])
 def test_an_interrupted_backtest_ends_at_once_without_a_word_and_leaves_no_process(tmp_path: Path, seeds: str) -> None:
     out_folder = tmp_path / "out"
