@@ -1218,8 +1218,7 @@ def published(value: float) -> tuple[float, int]:
 
 def _sized_memory(workload: Workload) -> Memory[Any] | None:
     """What `slo` remembers of it, where `slo` answers its demand."""
-    trigger = workload.trigger
-    return workload.memory if trigger.policy_name == "slo" and trigger.goals.answer == "demand" else None
+    return workload.memory if workload.decides_demand else None
 
 
 def _trial_memory(workload: Workload) -> Memory[Any] | None:

@@ -496,7 +496,7 @@ async def test_explain_and_metrics_show_the_difference(shell: RunShell, world: W
         assert {"dry_run_gpu_seconds", "dry_run_answered_gpu_seconds", "dry_run_saved_gpu_seconds"} <= set(observed)
 
 
-async def test_explain_and_metrics_show_what_is_learned_cold_starts_by_phase(shell: RunShell, world: World) -> None:
+async def test_explain_shows_what_is_learned_cold_starts_by_phase(shell: RunShell, world: World) -> None:
     world.answers["orders"] = 12.0
     async with shell() as running:
         keda, ref = Keda(running, pb, trigger(**SLO)), ours.WorkloadRef(namespace="team-a", name="llama")
