@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from scaler.core.estimate import SERVICE_FIRST_SECONDS, unseen
+from scaler.core.estimate import SERVICE_FIRST_SECONDS
+from scaler.core.flows import unseen
 from scaler.errors import quoted
 from scaler.loads import LONGEST_SERVICE_SECONDS, MOST_REQUESTS, TraceInvalid
 from scaler.simulator.arrivals import Arrival

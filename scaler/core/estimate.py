@@ -22,7 +22,7 @@ from scaler.core.cold_starts import (
     ColdStarts,
     loaded_cold_starts,
 )
-from scaler.core.flows import Flow
+from scaler.core.flows import Flow, unseen
 from scaler.core.hours import NO_HOURS, Hours
 from scaler.core.lumps import NO_LUMPS, Lumps
 from scaler.core.model import Goals, Sample
@@ -260,7 +260,7 @@ def updated(
             elapsed_seconds=elapsed_seconds,
             short_seconds=short_seconds,
             long_seconds=long_seconds,
-            fades=sample.in_flight is not None,  # else of what came while nothing waited next to nothing was seen
+            in_work_told=sample.in_flight is not None,
         )
         arrivals, purged = of_queue[1], False
         completions = arrivals - change
@@ -300,24 +300,19 @@ def updated(
             recent = (*recent[:half:2], *recent[half:])
     surprises = known.surprises.fed(arrivals, short.value, lead_seconds=lead_seconds, now_seconds=now_seconds)
 
-    steps = known.steps
     believed = uncounted and goals.service_seconds is not None
-    if not uncounted or believed:
-        steps = NO_STEPS
-    elif sample.in_flight is not None or (flow is not None and known.waiting > _LONG_QUEUE * known.in_flight):
-        if not tells:
-            steps = steps.broken()
-        elif busy == 0.0:
-            steps = steps.rested(change, elapsed_seconds)
-        else:
-            steps = steps.fed(
+    steps = NO_STEPS
+    if uncounted and not believed:
+        # A queue that is long stands: what works on it is all there is. Else how many slots work is only believed.
+        stands = flow is not None and known.waiting > _LONG_QUEUE * known.in_flight
+        steps = known.steps.broken()
+        if tells and (sample.in_flight is not None or stands):
+            steps = known.steps.fed(
                 change,
                 slot_seconds=busy,
                 service_seconds=known.service_seconds(goals),
                 elapsed_seconds=elapsed_seconds,
             )
-    else:  # how many slots work is only believed
-        steps = steps.broken()
     lumps = NO_LUMPS
     maybe_done = sample.maybe_done
     if tells and flow is None and not (uncounted and _was_in_work(known, sample, goals, now_seconds)):
@@ -558,7 +553,7 @@ def _queued(
     elapsed_seconds: float,
     short_seconds: float,
     long_seconds: float,
-    fades: bool,
+    in_work_told: bool,
 ) -> tuple[Flow, float, float, float]:
     """(what the queue tells by then, arrivals, slot-seconds, completions): it waited all along, and nobody counts.
 
@@ -568,7 +563,8 @@ def _queued(
     long, quiet, flow = known.long, known.quiet, known.flow
     service_seconds = known.service_seconds(goals)
     usual_rate = long.value
-    if fades:  # where all comes in bursts they alone make the long mean: after one comes as little as before
+    if in_work_told:  # else of what came while nothing waited next to nothing was seen
+        # Where all comes in bursts they alone make the long mean: after one comes as little as before.
         usual_rate += quiet.weight * min(quiet.value - usual_rate, 0.0)
     if flow is None:  # as far as nobody looked for long, as many may arrive as are completed
         unseen_rate = (1.0 - known.short.weight) * busy_slot_seconds / elapsed_seconds / service_seconds
@@ -583,7 +579,7 @@ def _queued(
         dispersion=known.dispersion,
         elapsed_seconds=elapsed_seconds,
         tau_seconds=short_seconds,
-        fades=fades,
+        in_work_told=in_work_told,
     )
     completions = min(max(weight - count, 0.0), _COMPLETIONS_KEPT)
     return flow, arrivals, (completions + count) / pace - count * first_seconds, completions
@@ -633,22 +629,6 @@ def _served(
     completions = hidden + max(-change, 0.0)
     # A queue that ended did so on the way: from then on nobody knows.
     return (min(busy, completions * service_seconds) if waiting == 0 else busy), completions
-
-
-def unseen(arrivals: float, completions: float, change: float, *, terms: int = 0) -> float:
-    """How many requests both arrived and ended unseen, where only the difference of the two was seen.
-
-    Both are taken as Poisson with these means. Given their difference, the number of such pairs has a mean that is a
-    ratio of Bessel functions: `terms` of its continued fraction, and Amos's approximation (1974), exact for few and for
-    many, for the rest of it. A wrong guess of the service time corrects itself by it: what it explains badly is seen
-    less often than it says.
-    """
-    product, order = 4.0 * arrivals * completions, change + terms
-    below = order + 0.5 + math.sqrt((order + 1.5) ** 2 + product)
-    for _ in range(terms):
-        below = 2.0 * order + product / below
-        order -= 1.0
-    return 0.5 * product / below
 
 
 def far_more(count: float, likely: float) -> bool:

@@ -50,17 +50,18 @@ class Flow:
         dispersion: float,
         elapsed_seconds: float,
         tau_seconds: float,
-        fades: bool = True,
+        in_work_told: bool = True,
     ) -> tuple[Flow, float, float, float]:
         """(what is known then, arrivals, completions a second and slot, their weight), after one more look.
 
         `change`: how many requests more are in the system than `elapsed_seconds` ago, in which `busy` slots worked all
         the time. `pace`: completions a second of a slot as known before, worth `weight` completions; infinite: it is
         believed. `usual_rate`: arrivals a second once a burst is over, `tau_seconds`: over how long the short rate is
-        taken. `fades`: what works is told, and so somebody saw what is usual.
+        taken. `in_work_told`: somebody tells how many work, also while nothing waits, and so saw what is usual.
         """
         rate, stood_seconds = self.rate, self.stood_seconds + elapsed_seconds
-        if fades and rate > usual_rate:  # else a burst that is over would be seen as arrivals that faster services hide
+        if in_work_told and rate > usual_rate:
+            # Else a burst that is over would be seen as arrivals that faster services hide.
             left = (1.0 - elapsed_seconds / (tau_seconds + stood_seconds)) ** _STOPS
             rate = usual_rate + left * (rate - usual_rate)
         came, done = rate * elapsed_seconds, busy * pace * elapsed_seconds
@@ -104,7 +105,7 @@ class Flow:
             rate * elapsed_seconds,
             busy * known_pace * elapsed_seconds,
             dispersion=dispersion,
-            certain=fades,
+            in_work_told=in_work_told,
         )
         after = Flow(
             rate,
@@ -118,18 +119,38 @@ class Flow:
         return after, arrivals, known_pace, weight if believed else _UNSURE * known_pace * known_pace / pace_variance
 
     def _arrivals(
-        self, change: float, came: float, done: float, *, dispersion: float, certain: bool
+        self, change: float, came: float, done: float, *, dispersion: float, in_work_told: bool
     ) -> tuple[float, float]:
         """(arrivals, what is owed): what is left to chance is shared as unevenly as both usually are.
 
-        Where it is told how many work (`certain`), over time no more is completed than so many can, however much at
-        once: all of it arrived, or didn't.
+        Where it is told how many work, over time no more is completed than so many can, however much at once: the rest
+        of it arrived, or didn't. But where few come and go between two looks, each of them is seen.
         """
         least = max(change, 0.0)
         if done <= 0.0:  # nothing was completed: all of the change arrived
             return least, self.owed
         left_over = change - (came - done)
-        uneven = came * dispersion
-        likely = came + left_over * (1.0 if certain else uneven / (uneven + _UNEVEN * done)) - self.owed
+        if in_work_told:
+            seen = math.exp(-came - done)  # how likely nothing came and went
+            likely = seen * (least + unseen(came, done, abs(change))) + (1.0 - seen) * (came + left_over) - self.owed
+        else:
+            uneven = came * dispersion
+            likely = came + left_over * uneven / (uneven + _UNEVEN * done) - self.owed
         arrivals = max(likely, least)
         return arrivals, arrivals - likely
+
+
+def unseen(arrivals: float, completions: float, change: float, *, terms: int = 0) -> float:
+    """How many requests both arrived and ended unseen, where only the difference of the two was seen.
+
+    Both are taken as Poisson with these means. Given their difference, the number of such pairs has a mean that is a
+    ratio of Bessel functions: `terms` of its continued fraction, and Amos's approximation (1974), exact for few and for
+    many, for the rest of it. A wrong guess of the service time corrects itself by it: what it explains badly is seen
+    less often than it says.
+    """
+    product, order = 4.0 * arrivals * completions, change + terms
+    below = order + 0.5 + math.sqrt((order + 1.5) ** 2 + product)
+    for _ in range(terms):
+        below = 2.0 * order + product / below
+        order -= 1.0
+    return 0.5 * product / below

@@ -19,7 +19,7 @@ GROUPS = 8
 BINS = 15  # of gaps: up to 5 s, 10 s, 20 s, ... 11 hours, longer
 FIRST_SECONDS = 5.0
 KEPT = 200.0  # gaps remembered by each group, about
-LEAST_SECONDS = 0.1  # what is worth keeping for less is free to be without, but for a distribution's tail
+_FREE_SECONDS = 0.1  # what is worth keeping for less is free to be without, but for a distribution's tail
 TRUSTED = 2.0  # gaps that weigh as much as the break-even that is used before any
 MIDDLES = (1.0, 2.0, 3.5, 6.5, 12.5, 24.5, 48.5, 96.5)  # the middle level of each group
 _EDGES = tuple(FIRST_SECONDS * 2.0**index for index in range(BINS - 1))
@@ -136,7 +136,7 @@ def timeouts_of(gaps: tuple[tuple[float, ...], ...], letting_go: tuple[float, ..
 
 
 def _worth_keeping(timeout_seconds: float) -> float:
-    return timeout_seconds if timeout_seconds >= LEAST_SECONDS else 0.0
+    return timeout_seconds if timeout_seconds >= _FREE_SECONDS else 0.0
 
 
 def reloaded(values: Mapping[str, Any]) -> Holds:

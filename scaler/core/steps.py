@@ -66,7 +66,7 @@ class Steps:
 
     def fed(self, change: float, *, slot_seconds: float, service_seconds: float, elapsed_seconds: float) -> Steps:
         """After a look: so many more are in the system, and slots worked for so long; `service_seconds` as known."""
-        if self.seconds <= 0.0:
+        if self.seconds <= 0.0 or slot_seconds == 0.0:
             return self.rested(change, elapsed_seconds)
         times = elapsed_seconds / self.seconds
         off = change - times * self.change

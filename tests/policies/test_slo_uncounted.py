@@ -90,6 +90,18 @@ def test_even_traffic_does_not_let_service_times_run_away() -> None:
     assert pilot.memory.state.estimates.service_seconds(goals) < 40.0
 
 
+@pytest.mark.parametrize("told_seconds", [None, 60.0], ids=["not told", "told"])
+@pytest.mark.parametrize("seed", [3, 4])
+def test_few_requests_that_come_by_chance_keep_a_promise_of_99_in_100(seed: int, told_seconds: float | None) -> None:
+    """A queue that stood was thought to be worked off at the usual pace: 96 % were in time, and believed to be 99 %."""
+    service = Service(mean_seconds=60.0, variation=1.0)
+    trace = list(generate(Poisson(rate_per_second=0.5 / 60.0), service, random.Random(seed), 60.0 * HOUR))
+    goals = Goals(target_value=1.0, wait_seconds=300.0, attainment=0.99, service_seconds=told_seconds)
+    pilot, outcome = played(trace, goals, 60.0, sees_counters=False)
+    assert outcome.share_within(300.0) >= 0.975
+    assert pilot.memory.state.estimates.arrived == pytest.approx(len(trace), rel=0.08)
+
+
 def test_what_the_hpa_leaves_alone_is_no_cold_start_of_two_seconds() -> None:
     """From ten replicas up it ignores a step of one: what was let go is there, and is in use again at once."""
     pattern = Bursts(every_seconds=1_800.0, irregularity=1.0, quiet_rate_per_second=0.02)
