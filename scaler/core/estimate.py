@@ -44,7 +44,7 @@ _LEAST_IN_FLIGHT = 0.05  # nothing waits and nobody tells what is in flight: lik
 _LAST_BELIEVED_SECONDS = 300.0  # ... and one is believed for so long, as KEDA's cooldown and the HPA keep a replica
 _UNSEEN_BELIEVED = 0.9  # while nothing waits and nobody tells what is in flight: arrivals of that share of the rate
 COLD_START_FIRST_SECONDS = 60.0  # before any was seen; peers.md: 15 to 300 s
-_SHORT_QUEUE = 0.3  # of the slots: one that the next completions end
+_SHORT_QUEUE = 0.3  # of the slots: one that the next completions end ...
 _LONG_QUEUE = 2.0  # ... one that stands for a few services
 SERVICE_FIRST_SECONDS = 5.0
 FAR_MORE_LEAST = 20.0  # requests
@@ -245,10 +245,14 @@ def updated(
     uncounted = not _counts(sample)
     # How busy they were while nobody looked for long, both ends of it don't tell.
     tells = elapsed_seconds <= max(_LONGEST_SECONDS, _LONGEST_INTERVALS * interval_seconds)
-    # Replicas that are only believed in may not be there: what does not move then would tell of ever longer services.
-    queued = tells and uncounted and known.waiting > 0 and not (blind and sample.in_flight is None)
-    if sample.in_flight is None:  # one that the next completion ends is seen where it lasts: services would look longer
-        queued = queued and known.waiting > _SHORT_QUEUE * known.in_flight
+    queued = tells and uncounted and known.waiting > 0
+    is_long = known.waiting > _LONG_QUEUE * known.in_flight
+    # One that the next completion ends is seen where it lasts: services would look longer.
+    is_short = known.waiting <= _SHORT_QUEUE * known.in_flight
+    if sample.in_flight is None and not blind:
+        queued = queued and not is_short
+    elif sample.in_flight is None:  # what is believed to work on it may not be there, and what never moves be stuck
+        queued = queued and is_long and (known.flow is not None or change != 0.0)
     flow: Flow | None = None
     busy_sum, done_sum, quiet = known.busy_slot_seconds, known.completions, known.quiet
     if queued and not (change < 0 and far_more(-change, busy / known.service_seconds(goals))):
@@ -303,8 +307,8 @@ def updated(
     believed = uncounted and goals.service_seconds is not None
     steps = NO_STEPS
     if uncounted and not believed:
-        # A queue that is long stands: what works on it is all there is. Else how many slots work is only believed.
-        stands = flow is not None and known.waiting > _LONG_QUEUE * known.in_flight
+        # While a queue stands all slots work: a long one, or where nobody sees replicas any that is not about to end.
+        stands = waiting > 0 and not is_short if blind else flow is not None and is_long
         steps = known.steps.broken()
         if tells and (sample.in_flight is not None or stands):
             steps = known.steps.fed(
