@@ -61,6 +61,24 @@ def test_what_nobody_sees_any_more_ends_some_day(*, sees_replicas: bool) -> None
     assert any(end_seconds < at_seconds < end_seconds + 2 * 3_600.0 for at_seconds in zeros)
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("times_at_once", "least_share"), [(1.0, 0.95), (2.5, 0.9), (8.5, 0.93)])
+def test_without_a_view_small_batches_by_chance_are_not_taken_for_short_services(
+    times_at_once: float, least_share: float, seed: int
+) -> None:
+    """They looked half or a quarter as long as they are, and 10 to 40 % were in time, believed to be 96 %."""
+    chance = random.Random(seed)
+    trace: list[Arrival] = []
+    at_seconds = 0.0
+    while len(trace) < 8_000:
+        at_seconds += chance.expovariate(1.0 / (6.0 * times_at_once))
+        together = 1 + int(chance.expovariate(1.0 / (times_at_once - 0.5))) if times_at_once > 1.0 else 1
+        trace += [Arrival(at_seconds + 0.001 * index, chance.expovariate(1.0 / 30.0)) for index in range(together)]
+    pilot, share = played(sorted(trace), sees_replicas=False, wait_seconds=300.0, sample_seconds=5.0)
+    assert share >= least_share
+    assert 24.0 < pilot.memory.state.estimates.service_seconds(pilot.goals) < 60.0
+
+
 @pytest.mark.parametrize(("load", "attainment", "seed"), [(1.3, 0.95, 2), (1.3, 0.95, 3), (4.0, 0.99, 2)])
 def test_queues_that_the_next_completion_ends_make_services_hardly_longer(
     load: float, attainment: float, seed: int
