@@ -164,13 +164,16 @@ def one(
     if unused and not is_pattern(cases[0].trace):
         typer.echo(
             f"warning: {' and '.join(unused)} {'has' if len(unused) == 1 else 'have'} no effect: "
-            f'"{cases[0].trace}" is a trace, not a pattern',
+            f'"{workload or cases[0].trace}" is a trace, not a pattern',
             err=True,
         )
     runs = list(_with_progress(cases))
     order = {case: index for index, case in enumerate(cases)}
     runs.sort(key=lambda pair: order[pair[0]])
     rows = report.rows_of_runs(runs)
+    if workload is not None:  # the file that it was written to is ours, and may be gone
+        for row in rows:
+            row["trace"] = workload
     if gpu_cost is not None:
         for row in rows:
             row["cost"] = round(row["gpu_seconds"] / 3600 * gpu_cost, 2)

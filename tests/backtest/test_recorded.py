@@ -375,4 +375,6 @@ def test_the_command_runs_policies_on_it(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(build_app(), words)
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)[0]["gpu_seconds"] > 0
+    row = json.loads(result.stdout)[0]
+    assert row["gpu_seconds"] > 0
+    assert row["trace"] == "team-a/llama"  # not the file that it was written to for the time of the run
