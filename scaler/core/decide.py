@@ -130,9 +130,10 @@ def decide(
             proposal = replace(without, state=proposal.state, review_at_seconds=None)
     active, value = proposal.active, max(proposal.metric_value, 0.0)
     if policy.decides_replicas:
-        if active:
+        if tentative is None:  # else what runs may be as little there as the rest of the reading
             value, step = rails.keep_busy(value, sample=sample, view=view, last=last, goals=goals)
             steps = steps if step is None else (*steps, step)
+            active = active or step is not None
         value, step = rails.cap(value, sample=sample, goals=goals)
         steps = steps if step is None else (*steps, step)
         value, step = rails.bound(value, active=active, goals=goals)

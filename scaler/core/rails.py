@@ -115,14 +115,19 @@ def reach(
     """A count that the HPA can be moved to from the replicas that it sees.
 
     Where nobody tells which it sees, what was asked for last stays if it is let go by so little that the HPA ignores
-    it: it is there, and to take it for gone would make its next use look like a cold start. Never is more asked for.
+    it: it is there, and to take it for gone would make its next use look like a cold start. Never is more asked for,
+    but where it must be maxReplicas: whatever is asked for beyond its bounds, the HPA keeps to them.
     """
     status_replicas = None if view is None else view.status_replicas
     if status_replicas is None and last is not None and desired < last.desired_replicas:
         status_replicas = last.desired_replicas
+    if status_replicas is None and desired >= goals.max_replicas:
+        status_replicas = goals.max_replicas - 1
     if status_replicas is None or desired < 1 or desired == status_replicas:
         return desired, None
-    count = reachable(math.ceil(desired - 1e-9), status_replicas, goals.hpa_tolerance, goals.max_replicas)
+    count = reachable(
+        math.ceil(desired - 1e-9), status_replicas, goals.hpa_tolerance, goals.max_replicas, goals.min_replicas
+    )
     most = most_useful(sample, goals)
     if most is not None and count > status_replicas:  # one that is out of reach is done without, as with KEDA's metric
         count = max(min(count, most), math.ceil(desired - 1e-9))

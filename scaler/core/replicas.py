@@ -46,17 +46,23 @@ def remaining_seconds(age_seconds: float, median_seconds: float, p95_seconds: fl
     return 0.25 * median_seconds
 
 
-def reachable(desired: int, status_replicas: int | None, tolerance: float, max_replicas: int) -> int:
-    """The count nearest to `desired`, not below it, that the HPA can be moved to.
+def reachable(
+    desired: int, status_replicas: int | None, tolerance: float, max_replicas: int, min_replicas: int = 0
+) -> int:
+    """The count nearest to `desired`, not below it, to ask for so that the HPA moves.
 
     The HPA leaves `status_replicas` alone while desired / status_replicas is within 1 plus or minus the
     tolerance, bounds included (Kubernetes replica_calculator.go): with 10 %, from ten replicas up a step
-    of one does nothing. Upwards the next count outside is taken; downwards what is there stays, since any
-    count that could be reached would be too few. Never above `max_replicas`: what is there above it the HPA takes
-    down before it compares. Unknown status replicas: `desired`, never more.
+    of one does nothing. Upwards the next count outside is taken, which may be above `max_replicas`: the HPA compares
+    first and keeps to its bounds then, so that else 10 of 11 would be all for ever. So may what is asked for be below
+    `min_replicas` where it is they that are wanted. Else what is there stays downwards, since any count that could be
+    reached would be too few, but for what is there above `max_replicas`: the HPA takes that down before it compares.
+    Unknown status replicas: `desired`, never more.
 
     >>> reachable(11, 10, 0.1, 100), reachable(9, 10, 0.1, 100), reachable(8, 10, 0.1, 100)
     (12, 10, 8)
+    >>> reachable(11, 10, 0.1, 11), reachable(50, 55, 0.1, 100, 50)
+    (12, 49)
     >>> reachable(10, 11, 0.1, 10)
     10
     """
@@ -65,7 +71,8 @@ def reachable(desired: int, status_replicas: int | None, tolerance: float, max_r
     ratio = desired / status_replicas
     if ratio > 1.0 + tolerance + _EDGE or ratio < 1.0 - tolerance - _EDGE:
         return desired
-    most = max(max_replicas, desired)
+    if desired < status_replicas and desired <= min_replicas:
+        return math.ceil(status_replicas * (1.0 - tolerance) - _EDGE) - 1
     if desired < status_replicas:
-        return min(status_replicas, most)
-    return min(math.floor(status_replicas * (1.0 + tolerance) + _EDGE) + 1, most)
+        return min(status_replicas, max(max_replicas, desired))
+    return math.floor(status_replicas * (1.0 + tolerance) + _EDGE) + 1

@@ -7,7 +7,7 @@ skipped, which changes no result: a sync that finds its own number, a poll of a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scaler.core.decide import Memory, Policy, decide
@@ -73,6 +73,8 @@ class Pilot:
     def begin(self, world: World) -> float:
         """Phases are drawn; the first sample comes at once."""
         self.memory = Memory(state=self.policy.start())
+        # `maxReplicas` says the ScaledObject's maxReplicaCount.
+        self.keda = replace(self.keda, max_replicas=min(self.keda.max_replicas, self.goals.max_replicas))
         self._hpa = self.keda.hpa(behavior=self.behavior, tolerance=self.tolerance)
         # Without windows a sync that finds its own number leaves nothing behind: it may be skipped.
         self._memoryless = not (self._hpa.up_window_seconds or self._hpa.down_window_seconds)

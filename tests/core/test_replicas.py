@@ -18,12 +18,24 @@ from scaler.simulator.rules import HpaSpec, Metric, Scale, metric_proposal
         pytest.param(23, 20, 23, id="just outside"),
         pytest.param(11, None, 11, id="unknown status never overshoots"),
         pytest.param(3, 0, 3, id="from zero anything is reached"),
-        pytest.param(100, 95, 100, id="never above the maximum"),
+        pytest.param(100, 95, 105, id="beyond the maximum, to which the HPA keeps, since it compares first"),
+        pytest.param(100, 90, 100, id="to the maximum, where it is far"),
         pytest.param(100, 101, 100, id="never above the maximum, where more are there"),
     ],
 )
 def test_only_counts_that_the_hpa_can_reach_are_asked_for(desired: int, status: int | None, expected: int) -> None:
     assert reachable(desired, status, 0.1, 100) == expected
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300), st.sampled_from([0.0, 0.05, 0.1, 0.2]))
+def test_the_hpa_comes_to_its_bounds_from_anywhere(a: int, b: int, there: int, tolerance: float) -> None:
+    least, most = min(a, b), max(a, b)
+    status = min(max(there, least), most)
+    spec = HpaSpec(min_replicas=least, max_replicas=most, tolerance=tolerance)
+    for desired in (least, most):
+        count = reachable(desired, status, tolerance, most, least)
+        proposal = metric_proposal(spec, Metric(float(count), 1.0), Scale(status, status, status))
+        assert min(max(status if proposal is None else proposal, least), most) == desired
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([0.0, 0.05, 0.1, 0.2]))
