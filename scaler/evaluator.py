@@ -23,7 +23,7 @@ from random import Random
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from scaler.core import rails, warm_pool
-from scaler.core.cold_starts import PHASES
+from scaler.core.cold_starts import PHASES, UNSEEN
 from scaler.core.decide import Memory, Policy, decide
 from scaler.core.estimate import Estimates, cold_start_first
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
@@ -192,13 +192,14 @@ class _Joint:
 class _Watched:
     """A policy that decides, and is not asked: what it remembers, and what it would have cost."""
 
-    __slots__ = ("answered_gpu_seconds", "at", "gpu_seconds", "memory", "told_at")
+    __slots__ = ("answered_gpu_seconds", "at", "cold_starts", "gpu_seconds", "memory", "told_at")
 
     def __init__(self, memory: Memory[Any]) -> None:
         self.memory = memory
         self.at = self.told_at = -math.inf
         self.gpu_seconds = 0.0
         self.answered_gpu_seconds = 0.0
+        self.cold_starts = UNSEEN  # as reported
 
     @property
     def kept(self) -> _Trial:
@@ -563,9 +564,10 @@ class Evaluator:
         self._remember(workload, now)
         workload.called_at = self._called.pop(digest, -math.inf)
         self._workloads[digest] = workload
+        warnings = (*trigger.warnings, *_joint_warnings(trigger, scaled_object.workloads))
         scaled_object.workloads.append(workload)
         self._start_reading(workload)
-        self._telemetry.workload_started(workload.facts, trigger.warnings)
+        self._telemetry.workload_started(workload.facts, warnings)
         return workload
 
     def _remember(self, workload: Workload, now: float) -> None:
@@ -790,6 +792,11 @@ class Evaluator:
         """The size of the pool as a sample, and why. Raises SourceNoData where the ScaledObject isn't known."""
         name = trigger.warm_for or ""
         for other in self.of(trigger.namespace, name):
+            if other.error is not None and now > other.good_until:
+                raise SourceNoData(
+                    f"warmFor {quoted(name)}: its demand can't be read ({type(other.error).__name__}); its own trigger "
+                    "tells why"
+                )
             hint = self.hint(other)
             if hint is not None:
                 raw = {"expected_demand": hint.expected_demand, "lead_time_seconds": hint.lead_time_seconds}
@@ -830,6 +837,8 @@ class Evaluator:
     ) -> int | None:
         """What the policy of the dry run would have asked for. Its mistakes are nobody's business but the log's.
 
+        The replicas that are there were started for the other answer: it is not shown them, but how long they took.
+
         Dry runs of one ScaledObject are sized together, as they would be if they were none. What they would have cost,
         and what was answered, is counted once: to the trigger whose reading ends the time in question.
         """
@@ -845,15 +854,21 @@ class Evaluator:
             dry_run.gpu_seconds += seconds * latest.memory.last.desired_replicas
             dry_run.answered_gpu_seconds += seconds * answered
         dry_run.at = now
+        if view is not None:
+            for seconds in view.cold_starts_seconds:
+                dry_run.cold_starts = dry_run.cold_starts.fed(seconds)
+        goals = trigger.goals
+        if dry_run.cold_starts.count:
+            goals = replace(goals, cold_start_seconds=dry_run.cold_starts.mean_seconds)
         assert trigger.dry_run is not None
         try:
             if together:
                 would, dry_run.memory = _decided_together(
-                    trigger.dry_run, workload, together, _trial_memory, trial, sample=sample, view=view, now=now
+                    trigger.dry_run, workload, together, _trial_memory, trial, sample=sample, view=None, now=now
                 )
             else:
                 would, dry_run.memory = decide(
-                    trigger.dry_run, trigger.goals, dry_run.memory, sample=sample, view=view, now_seconds=now
+                    trigger.dry_run, goals, dry_run.memory, sample=sample, view=None, now_seconds=now
                 )
             trial.memory = dry_run.memory if together else None
         except Exception as err:  # noqa: BLE001 - see above
@@ -1284,7 +1299,41 @@ def _decided_together(
         now_seconds=now,
         agreed=max(agreed, *(memory.confirmed for memory in theirs)),
     )
-    return decision, replace(memory, sample=sample, confirmed=min(agreed, memory.confirmed))
+    memory = replace(memory, sample=sample, confirmed=min(agreed, memory.confirmed))
+    if decision is None:
+        return None, memory
+    for other in others:
+        then = memory_of(other)
+        if other.error is not None and then is not None and then.sample is not None:
+            step = Step(
+                name="hold",
+                before=decision.desired_replicas,
+                after=decision.desired_replicas,
+                reason="{} can't be read: what it told {:.0f} s ago counts until it can, or its trigger is removed",
+                numbers=(other.trigger.metric_name, now - then.sample.at_seconds),
+            )
+            decision = replace(decision, steps=(*decision.steps, step))
+    return decision, replace(memory, last=decision)
+
+
+def _joint_warnings(trigger: Trigger, others: list[Workload]) -> tuple[str, ...]:
+    """What is odd about a trigger beside those that it is sized with."""
+    if trigger.policy_name != "slo" and trigger.dry_run is None:
+        return ()
+    for other in others:
+        beside = other.trigger
+        if (
+            beside.identity != trigger.identity
+            and beside.policy_name == trigger.policy_name
+            and beside.goals.service_seconds != trigger.goals.service_seconds
+            and not other.superseded
+        ):
+            told = (
+                f"serviceSeconds is not the same as that of {quoted(beside.metric_name)}, with which this is sized: "
+                "neither is believed; say the mean over the requests of both on each"
+            )
+            return (told,)
+    return ()
 
 
 def _joint_sample(samples: list[Sample], *, counters: bool) -> Sample:
@@ -1327,9 +1376,14 @@ def _joint_sample(samples: list[Sample], *, counters: bool) -> Sample:
 
 
 def _joint_goals(goals: list[Goals]) -> Goals:
-    """The strictest of each promise, the most of each bound and of what KEDA keeps; the rest as just read."""
+    """The strictest of each promise, the most of each bound and of what KEDA keeps; the rest as just read.
+
+    A service time is told of a trigger's own requests: where they differ none is true of all, and it is learned.
+    """
     waits = [one.wait_seconds for one in goals if one.wait_seconds is not None]
     cooldowns = [one.cooldown_seconds for one in goals if one.cooldown_seconds is not None]
+    cold_starts = [one.cold_start_seconds for one in goals if one.cold_start_seconds is not None]
+    is_one_service = len({one.service_seconds for one in goals}) == 1
     return replace(
         goals[0],
         wait_seconds=min(waits, default=None),
@@ -1337,6 +1391,8 @@ def _joint_goals(goals: list[Goals]) -> Goals:
         concurrency=min(one.concurrency for one in goals),
         min_replicas=max(one.min_replicas for one in goals),
         max_replicas=max(one.max_replicas for one in goals),
+        service_seconds=goals[0].service_seconds if is_one_service else None,
+        cold_start_seconds=max(cold_starts, default=None),
         cooldown_seconds=max(cooldowns, default=None),
         warm="floor" if any(one.warm == "floor" for one in goals) else goals[0].warm,
     )

@@ -11,13 +11,14 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from scaler._generated import externalscaler_pb2 as pb
 from scaler._generated import pilotlight_pb2 as ours
 from scaler._generated import pilotlight_pb2_grpc as ours_grpc
 from scaler.core.answers import JOBS
 from scaler.core.decide import Memory, decide
-from scaler.core.model import Decision, Goals, Sample
+from scaler.core.model import Decision, Goals, ReplicaView, Sample
 from scaler.errors import SourceNoData, SourceTimeout, TriggerInvalid
 from scaler.evaluator import Evaluator, Workload, _joint_goals
 from scaler.policies.slo import POLICY as SLO_POLICY
@@ -250,6 +251,26 @@ def test_what_one_of_them_says_of_kedas_cooldown_and_of_the_warm_pool_is_said_fo
     assert _joint_goals([unsaid, unsaid]).cooldown_seconds is None
 
 
+def test_service_times_that_differ_are_true_of_none_of_them_and_learned() -> None:
+    """0.5 s and 50 s, of whom the one that was read last was believed of all requests: 47 replicas where 3 do."""
+    short = Goals(target_value=1.0, wait_seconds=30.0, service_seconds=0.5, cold_start_seconds=20.0)
+    long, unsaid = replace(short, service_seconds=50.0, cold_start_seconds=90.0), replace(short, service_seconds=None)
+    for goals in ([short, long], [long, short], [short, unsaid], [unsaid, long]):
+        assert _joint_goals(goals).service_seconds is None
+    assert _joint_goals([short, short]).service_seconds == 0.5
+    assert _joint_goals([short, long]).cold_start_seconds == _joint_goals([long, short]).cold_start_seconds == 90.0
+
+
+def test_who_tells_other_service_times_than_the_triggers_that_it_is_sized_with_is_warned() -> None:
+    bench = Bench()
+    with capture_logs() as logs:
+        queue(bench, "a", serviceSeconds="1")
+        queue(bench, "b", serviceSeconds="1")
+        queue(bench, "c", serviceSeconds="50")
+    assert [len(entry["warnings"]) for entry in logs if entry["event"] == "workload_started"] == [0, 0, 1]
+    assert 'serviceSeconds is not the same as that of "slo-sqs-a"' in logs[-1]["warnings"][0]
+
+
 def test_a_trigger_that_cannot_be_read_keeps_its_share_in_the_sum() -> None:
     bench = Bench()
     orders, mails = bench.workload("orders", **SLO), bench.workload("mails", **SLO)
@@ -257,8 +278,11 @@ def test_a_trigger_that_cannot_be_read_keeps_its_share_in_the_sum() -> None:
     bench.read(mails, 30.0)
     before = bench.read(orders, 30.0)
     bench.evaluator.on_outcome(mails, SourceTimeout("away"), bench.clock.now)
-    after = bench.read(orders, 30.0)
+    after = bench.read(orders, 30.0, after=600.0)
     assert after.desired_replicas >= before.desired_replicas
+    assert f"{mails.trigger.metric_name} can't be read: what it told 60" in after.steps[-1].text()
+    bench.read(mails, 30.0)
+    assert "can't be read" not in bench.read(orders, 30.0).steps[-1].text()
 
 
 def test_a_sibling_that_cannot_be_read_after_a_restart_keeps_its_share_in_the_sum(tmp_path: Path) -> None:
@@ -383,6 +407,22 @@ def test_a_dry_run_answers_by_target_and_records_what_slo_would_have_asked_for()
 
 
 WAVE = [(20.0, 30.0), (20.0, 30.0), (40.0, 10.0), (90.0, 10.0), (30.0, 0.0), (0.0, 10.0), (0.0, 0.0)]
+
+
+def test_a_dry_run_asks_for_the_same_whatever_replicas_serve_the_other_answer() -> None:
+    """It was shown them, kept them while something waited or started, and told three times the cost."""
+    costs = []
+    for reported in (None, 0, 40):
+        bench = Bench()
+        watched = bench.workload("orders", dryRun="true", **SLO)
+        for value in [40.0, 40.0, 10.0, 0.0, 0.0] * 40:
+            if reported is not None:
+                view = ReplicaView(at_seconds=bench.clock.now, ready=reported, cold_starts_seconds=(10.0,))
+                bench.evaluator.report("team-a", "llama", view)
+            bench.read(watched, value)
+        assert watched.watched is not None
+        costs.append(watched.watched.gpu_seconds)
+    assert costs[0] == costs[1] == costs[2] > 0
 
 
 def test_dry_runs_of_one_scaled_object_are_sized_together_as_the_real_triggers_would_be() -> None:
@@ -577,6 +617,23 @@ def test_a_warm_pool_answers_the_hint_of_the_first_and_is_active_exactly_when_it
         assert answer.steps[0].text() == hint.reason
         seen.add(answer.active)
     assert seen == {False, True}
+
+
+def test_a_warm_pool_whose_demand_cannot_be_read_any_more_is_unknown_too() -> None:
+    bench = Bench()
+    first, second = bench.workload("orders", **SLO), pool(bench)
+    for value in [3.0, 9.0, 2.0] * 20:
+        bench.read(first, value)
+        before = bench.read(second, value, after=0.5)
+    bench.evaluator.on_outcome(first, SourceTimeout("away"), bench.clock.now)
+    assert isinstance(bench.evaluator.metrics(second), Decision)
+    bench.clock.now += 600.0
+    bench.evaluator.on_outcome(first, SourceTimeout("away"), bench.clock.now)
+    bench.evaluator.on_outcome(second, 9.0, bench.clock.now)
+    answer = bench.evaluator.metrics(second)
+    assert isinstance(answer, SourceNoData)
+    assert "its demand can't be read (SourceTimeout)" in str(answer)
+    assert second.memory.last == before  # whatever was answered last stands: unknown is not zero
 
 
 def test_what_was_just_asked_for_is_not_told_as_ready() -> None:
