@@ -70,6 +70,7 @@ class SloState:
     unsure_until_seconds: float | None = None  # what is asked for before may be there still: no cold start is learned
     woken: bool = False  # from zero, none was there, and nothing is picked up yet
     doubt: Doubt[Holds] | None = None  # what was known before far more arrived than was expected, until some is served
+    floors: tuple[tuple[int, float], ...] = ()  # (replicas, until when) of a warm floor; the most end first
 
 
 class Slo:
@@ -99,6 +100,7 @@ class Slo:
             "unsure_until_seconds": state.unsure_until_seconds,
             "woken": state.woken,
             "doubt": None if state.doubt is None else state.doubt.dumped(asdict(state.doubt.rest)),
+            "floors": state.floors,
         }
 
     def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> SloState:
@@ -110,6 +112,7 @@ class Slo:
             values.get("unsure_until_seconds"),
             bool(values.get("woken")),
             loaded_doubt(values.get("doubt"), reloaded),
+            tuple([(int(replicas), float(until)) for replicas, until in values.get("floors", ())]),
         )
         return _shifted(state, shift_seconds, turns_hours=True)
 
@@ -172,7 +175,7 @@ class Slo:
             starting=len(view.starting_at_seconds),
         ):
             before = undone(doubt, before, waiting=known.waiting, in_flight=sample.in_flight)
-            return self.propose(situation, replace(state, estimates=before, holds=doubt.rest, doubt=None))
+            return self.propose(situation, replace(state, estimates=before, holds=doubt.rest, doubt=None, floors=()))
         doubt = doubted(doubt, before, known, state.holds)
         before_seconds = now_seconds if before.at_seconds is None else before.at_seconds
         need, why, numbers = _need(
@@ -209,9 +212,11 @@ class Slo:
         if stepped > 0.0:  # nor is anything let go for what nobody saw
             desired = max(desired, asked)
         warm_steps: tuple[Step, ...] = ()
+        floors = state.floors
         if goals.warm == "floor":
             hint = warm_hint(known, goals, ready=need, now_seconds=now_seconds, learned=before)
-            desired = max(desired, need + hint.replicas)
+            floors = _floors(floors, need + hint.replicas, now_seconds + hint.lead_time_seconds, now_seconds)
+            desired = max(desired, floors[0][0])
             warm_steps = (hint.step,)
         desired = min(desired, goals.max_replicas)
         steps = (
@@ -255,6 +260,7 @@ class Slo:
                 unsure_until_seconds,
                 woken,
                 doubt,
+                floors,
             ),
             active=desired > 0,
             metric_value=float(desired),
@@ -262,6 +268,17 @@ class Slo:
             review_at_seconds=release_at_seconds if idle and level == 0 and goals.warm != "floor" else None,
             steps=steps + warm_steps,
         )
+
+
+def _floors(
+    floors: tuple[tuple[int, float], ...], replicas: int, until_seconds: float, now_seconds: float
+) -> tuple[tuple[int, float], ...]:
+    """With one more. What was wanted within a cold start would take as long to have again, and costs no more to keep.
+
+    The demand at one moment comes and goes with each request: a floor that followed it turned ten times as often.
+    """
+    left = [floor for floor in floors if floor[0] > replicas and floor[1] > now_seconds]
+    return (*left, (replicas, until_seconds))
 
 
 def _shifted(state: SloState, seconds: float, *, turns_hours: bool) -> SloState:
@@ -274,6 +291,7 @@ def _shifted(state: SloState, seconds: float, *, turns_hours: bool) -> SloState:
         None if unsure_until_seconds is None else unsure_until_seconds + seconds,
         state.woken,
         None if doubt is None else doubt.shifted(doubt.rest.shifted(seconds), seconds, turns_hours=turns_hours),
+        tuple([(replicas, until_seconds + seconds) for replicas, until_seconds in state.floors]),
     )
 
 
