@@ -1,7 +1,7 @@
 """The world with a ScaledJob in it: KEDA creates jobs at its polls, and each ends with its work.
 
 Polls come on a grid whose phase is drawn once per run; what a poll creates is `rules.jobs_to_create`. A job starts
-cold, takes what waits into its slots, and ends when what it took is done and it may take no more; one that finds
+cold, takes what waits, or comes, into its slots, and ends when what it took is done and it may take no more; one that finds
 nothing ends at once. It is billed from its creation to its end. A job is pending until its model begins to load: its
 pod runs from then on (KEDA's default, without `pendingPodConditions`). Nothing ever takes a job away.
 """
@@ -130,6 +130,9 @@ class JobWorld:
                 now_seconds = arrives_at_seconds
                 self._queue.append(upcoming)
                 upcoming += 1
+                free = self._with_free_slot()
+                if free is not None:
+                    self._take(free, now_seconds)
             elif event_at_seconds <= poll_at_seconds:
                 now_seconds, _, happens, job = heappop(self._heap)
                 self._happen(happens, job, now_seconds)
@@ -181,6 +184,18 @@ class JobWorld:
             job.busy -= 1
             self._in_flight -= 1
             self._completed += 1
+        self._take(job, now_seconds)
+        if job.busy == 0:
+            self._jobs.remove(job)
+            self._bill(job, now_seconds)
+        self._mark(now_seconds)
+
+    def _with_free_slot(self) -> _Job | None:
+        """One that serves and may take more at once, the oldest first."""
+        most = self.spec.concurrency
+        return next((job for job in self._jobs if 0 < job.busy < most and job.left), None) if most > 1 else None
+
+    def _take(self, job: _Job, now_seconds: float) -> None:
         while self._queue and job.left and job.busy < self.spec.concurrency:
             request = self._queue.popleft()
             arrival = self.trace[request]
@@ -189,10 +204,6 @@ class JobWorld:
             job.busy += 1
             self._in_flight += 1
             self._push(now_seconds + arrival.service_seconds, _DONE, job)
-        if job.busy == 0:
-            self._jobs.remove(job)
-            self._bill(job, now_seconds)
-        self._mark(now_seconds)
 
     def _push(self, at_seconds: float, happens: int, job: _Job) -> None:
         self._order += 1

@@ -102,6 +102,14 @@ def test_slots_are_filled_and_a_job_ends_with_its_last_request() -> None:
     assert outcome.gpu_seconds == pytest.approx(10.0 + 30.0)
 
 
+def test_a_free_slot_takes_what_comes_while_the_others_work() -> None:
+    outcome = play([Arrival(0.0, 300.0), Arrival(150.0, 10.0), Arrival(160.0, 10.0)], per_job=None, slots=2)
+    assert outcome.waits_seconds == [25.0, 0.0, 0.0]
+    outcome = play([Arrival(0.0, 300.0), Arrival(150.0, 10.0), Arrival(151.0, 10.0)], per_job=2, slots=2)
+    assert outcome.waits_seconds[:2] == [25.0, 0.0]
+    assert outcome.waits_seconds[2] > 0.0  # it takes no third
+
+
 def test_never_more_jobs_than_max_replicas() -> None:
     burst = [Arrival(float(i), 40.0) for i in range(14)]
     outcome = play(burst, job=JobSpec(max_replicas=5))
