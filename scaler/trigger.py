@@ -68,7 +68,7 @@ OURS: tuple[Parameter, ...] = (
         maximum=86_400,
         unit="seconds",
         help="how long one request keeps a slot busy: a first guess, learned afterwards; believed where the source "
-        "counts nothing (SQS, AMQP), so say it there",
+        "counts nothing (SQS, AMQP), so say it there; on several slo triggers of a ScaledObject the mean over all",
     ),
     Parameter(
         name="coldStartSeconds",

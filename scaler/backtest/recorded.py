@@ -100,7 +100,7 @@ def recorded_trace(
     """
     rows, gaps, left_out = _in_order(read_recording(path, workload, source=source))
     spans = _spans(rows, gaps, concurrency)
-    _tell(tell, workload, rows, gaps, left_out)
+    _tell(tell, workload, rows, gaps, left_out, waited_at_first=_split(rows[0], concurrency)[0] if rows else 0.0)
     most_replicas = max((row.most_replicas for row in rows if row.most_replicas is not None), default=None)
     if most_replicas is not None:
         most_replicas = max(most_replicas, 1)  # the one that looks for work
@@ -157,10 +157,18 @@ def _apart(before: Observation, now: Observation) -> float | None:
 
 
 def _tell(
-    tell: Callable[[str], None], workload: str, kept: list[Observation], gaps: list[float | None], left_out: int
+    tell: Callable[[str], None],
+    workload: str,
+    kept: list[Observation],
+    gaps: list[float | None],
+    left_out: int,
+    *,
+    waited_at_first: float,
 ) -> None:
     unknown = [index for index, seconds in enumerate(gaps) if seconds is None]
     said = []
+    if waited_at_first >= 1.0:
+        said.append(f"{waited_at_first:.0f} requests that waited already at the first look are left out")
     if unknown:
         requests = sum(_counted(kept[index].arrived_total, kept[index + 1].arrived_total) or 0.0 for index in unknown)
         said.append(

@@ -1,9 +1,9 @@
 """The world with a ScaledJob in it: KEDA creates jobs at its polls, and each ends with its work.
 
 Polls come on a grid whose phase is drawn once per run; what a poll creates is `rules.jobs_to_create`. A job starts
-cold, takes what waits, or comes, into its slots, and ends when what it took is done and it may take no more; one that finds
-nothing ends at once. It is billed from its creation to its end. A job is pending until its model begins to load: its
-pod runs from then on (KEDA's default, without `pendingPodConditions`). Nothing ever takes a job away.
+cold, takes what waits, or comes, into its slots, and ends when what it took is done and it may take no more; one that
+finds nothing ends at once. It is billed from its creation to its end. A job is pending until its model begins to load:
+its pod runs from then on (KEDA's default, without `pendingPodConditions`). Nothing ever takes a job away.
 """
 
 from __future__ import annotations

@@ -310,6 +310,13 @@ def kafka(folder: Path, partitions: list[int | None]) -> None:
     state.close()
 
 
+def test_what_waited_before_anybody_looked_is_left_out_and_told(tmp_path: Path) -> None:
+    kafka(tmp_path, [None])
+    told: list[str] = []
+    recorded_trace(tmp_path, "a/b", tell=told.append)
+    assert told == ["recording of a/b: 72 requests that waited already at the first look are left out"]
+
+
 def backtest(folder: Path, *words: str) -> Result:
     return CliRunner().invoke(build_app(), ["backtest", "--recorded", str(folder), "--workload", "a/b", *words])
 

@@ -264,3 +264,24 @@ def test_who_leaves_slo_without_a_service_time_where_nothing_counts_is_told(
     trigger = parse_trigger("team-a", "llama", metadata, Settings())
     told = [warning for warning in trigger.warnings if warning.startswith("serviceSeconds is not given")]
     assert bool(told) is (bool(policy) and not said and source not in {"kafka", "rabbitmq"})
+
+
+ACTIVATION = {
+    "kafka": "activationLagThreshold",
+    "rabbitmq": "activationValue",
+    "sqs": "activationQueueLength",
+}
+
+
+@pytest.mark.parametrize("source", EVERY)
+def test_an_activation_threshold_where_it_has_no_effect_is_told(source: str) -> None:
+    key = ACTIVATION.get(source, "activationThreshold")
+    plain = example(source, "127.0.0.1", 1)
+    for policy, value, is_told in (
+        ({}, "10", False),
+        ({"policy": "slo", "waitSeconds": "30"}, "10", True),
+        ({"policy": "slo", "waitSeconds": "30"}, "0", False),
+        ({"policy": "steps", "steps": "1:2"}, "10", True),
+    ):
+        trigger = parse_trigger("team-a", "llama", plain | policy | {key: value}, Settings())
+        assert any(warning.startswith(f"{key} is for policy target") for warning in trigger.warnings) is is_told
