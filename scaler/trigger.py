@@ -280,7 +280,7 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
             ),
         )
     unused = sorted(key for key in raw if key.startswith("activation") and raw[key].strip() not in {"", "0"})
-    if unused and policy_name not in {"target", "target+burst"}:
+    if unused and policy_name not in {"target", "target+burst", "jobs"}:
         named = " and ".join(unused)
         warnings += (f"{named} is for policy target; policy {policy_name} is active as soon as there is work for it",)
     if source.vanishes_at_zero(config) and goals.min_replicas < 1:

@@ -282,6 +282,7 @@ def test_an_activation_threshold_where_it_has_no_effect_is_told(source: str) -> 
         ({"policy": "slo", "waitSeconds": "30"}, "10", True),
         ({"policy": "slo", "waitSeconds": "30"}, "0", False),
         ({"policy": "steps", "steps": "1:2"}, "10", True),
+        ({"answer": "jobs"}, "10", False),
     ):
         trigger = parse_trigger("team-a", "llama", plain | policy | {key: value}, Settings())
         assert any(warning.startswith(f"{key} is for policy target") for warning in trigger.warnings) is is_told
