@@ -212,6 +212,23 @@ def test_no_more_replicas_are_asked_for_than_partitions_can_keep_busy(
         ]
 
 
+@pytest.mark.parametrize("policy", [{"waitSeconds": "30"}, {"policy": "steps", "steps": "1:11"}], ids=["slo", "steps"])
+@pytest.mark.parametrize(("partitions", "asked"), [(11, 12.0), (12, 12.0), (10, 10.0)])
+def test_as_many_partitions_as_replicas_are_allowed_leave_none_of_these_out_of_the_hpas_reach(
+    partitions: int, asked: float, policy: dict[str, str]
+) -> None:
+    bench = Bench()
+    workload = bench.evaluator.admit(b"kafka", "team-a", "llama", {**KAFKA, **policy, "maxReplicas": "11"})
+    for _ in range(3):
+        bench.clock.now += 1.0
+        view = ReplicaView(at_seconds=bench.clock.now, ready=10, status_replicas=10)
+        bench.evaluator.report("team-a", "llama", view)
+        bench.evaluator.on_outcome(workload, lag_of(bench.clock, *[500] * partitions), bench.clock.now)
+    decision = workload.memory.last
+    assert decision is not None
+    assert (decision.metric_value, decision.desired_replicas) == (asked, min(partitions, 11))
+
+
 def test_a_source_that_tells_nothing_apart_makes_one_number_of_all_that_are_sized_together() -> None:
     bench = Bench()
     queue = bench.evaluator.admit(
