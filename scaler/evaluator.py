@@ -792,17 +792,19 @@ class Evaluator:
     def _warm_sample(self, trigger: Trigger, now: float) -> tuple[Sample, tuple[Step, ...]]:
         """The size of the pool as a sample, and why. Raises SourceNoData where the ScaledObject isn't known."""
         name = trigger.warm_for or ""
+        unread: PilotlightError | None = None
         for other in self.of(trigger.namespace, name):
-            if other.error is not None and now > other.good_until:
-                raise SourceNoData(
-                    f"warmFor {quoted(name)}: its demand can't be read ({type(other.error).__name__}); its own trigger "
-                    "tells why"
-                )
             hint = self.hint(other)
-            if hint is not None:
+            if hint is not None and other.error is not None and now > other.good_until:
+                unread = other.error  # another may tell the demand
+            elif hint is not None:
                 raw = {"expected_demand": hint.expected_demand, "lead_time_seconds": hint.lead_time_seconds}
                 value = float(hint.replicas)
                 return Sample(at_seconds=now, metric_value=value, active=hint.replicas >= 1, raw=raw), (hint.step,)
+        if unread is not None:
+            raise SourceNoData(
+                f"warmFor {quoted(name)}: its demand can't be read ({type(unread).__name__}); its own trigger tells why"
+            )
         raise SourceNoData(
             f"warmFor {quoted(name)}: no ScaledObject of namespace {quoted(trigger.namespace)} with that name and "
             "policy slo has been read yet; its trigger must point at this scaler"
@@ -865,7 +867,15 @@ class Evaluator:
         try:
             if together:
                 would, dry_run.memory = _decided_together(
-                    trigger.dry_run, workload, together, _trial_memory, trial, sample=sample, view=None, now=now
+                    trigger.dry_run,
+                    workload,
+                    together,
+                    _trial_memory,
+                    trial,
+                    sample=sample,
+                    view=None,
+                    now=now,
+                    goals=goals,
                 )
             else:
                 would, dry_run.memory = decide(
@@ -1271,11 +1281,13 @@ def _decided_together(
     sample: Sample,
     view: ReplicaView | None,
     now: float,
+    goals: Goals | None = None,
 ) -> tuple[Decision | None, Memory[Any]]:
     """The decision for all `slo` triggers of a ScaledObject: their replicas are the same, so they are sized as one.
 
     The HPA takes the maximum of its metrics, so each trigger answers the whole. Of a trigger that can't be read at
-    present the last sample counts: unknown is not zero. `memory_of` is not None for `workload` and `others`.
+    present the last sample counts: unknown is not zero. `memory_of` is not None for `workload` and `others`. `goals`: those
+    of `workload`, where they are not its trigger's.
     """
     members = frozenset((workload.digest, *(other.digest for other in others)))
     joined = members == joint.of
@@ -1292,7 +1304,7 @@ def _decided_together(
         state = policy.rebased(state)
     decision, memory = decide(
         policy,
-        _joint_goals([workload.trigger.goals, *(other.trigger.goals for other in others)]),
+        _joint_goals([goals or workload.trigger.goals, *(other.trigger.goals for other in others)]),
         Memory(state=state, last=before.last, sample=before.sample, tentative=before.tentative if joined else None),
         # Counters of other triggers than before tell nothing about what arrived in between.
         sample=_joint_sample(samples, counters=joined),

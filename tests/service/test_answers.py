@@ -442,6 +442,22 @@ def test_a_dry_run_asks_for_the_same_whatever_replicas_serve_the_other_answer() 
     assert costs[0] == costs[1] == costs[2] > 0
 
 
+def test_dry_runs_that_are_sized_together_are_told_the_reported_cold_starts_too() -> None:
+    asked = []
+    for reported in ((), (200.0, 200.0)):
+        bench = Bench()
+        told = {"waitSeconds": "20", "serviceSeconds": "10", "dryRun": "true"}
+        orders, mails = bench.workload("orders", **told), bench.workload("mails", **told)
+        for value in [0.0, 0.0, 2.0, 5.0, 9.0, 9.0] * 30:
+            view = ReplicaView(at_seconds=bench.clock.now, ready=5, cold_starts_seconds=reported)
+            bench.evaluator.report("team-a", "llama", view)
+            for one in (orders, mails):
+                bench.read(one, value)
+        assert orders.watched is not None
+        asked.append(orders.watched.gpu_seconds)
+    assert asked[0] != asked[1]
+
+
 def test_dry_runs_of_one_scaled_object_are_sized_together_as_the_real_triggers_would_be() -> None:
     tried, real = Bench(), Bench()
     dry = [tried.workload(name, dryRun="true", **SLO) for name in ("orders", "mails")]
@@ -651,6 +667,10 @@ def test_a_warm_pool_whose_demand_cannot_be_read_any_more_is_unknown_too() -> No
     assert isinstance(answer, SourceNoData)
     assert "its demand can't be read (SourceTimeout)" in str(answer)
     assert second.memory.last == before  # whatever was answered last stands: unknown is not zero
+    mails = bench.workload("mails", **SLO)  # another trigger of the same, which can be read
+    bench.read(mails, 9.0)
+    bench.evaluator.on_outcome(second, 9.0, bench.clock.now)
+    assert isinstance(bench.evaluator.metrics(second), Decision)
 
 
 def test_what_was_just_asked_for_is_not_told_as_ready() -> None:
