@@ -1286,8 +1286,8 @@ def _decided_together(
     """The decision for all `slo` triggers of a ScaledObject: their replicas are the same, so they are sized as one.
 
     The HPA takes the maximum of its metrics, so each trigger answers the whole. Of a trigger that can't be read at
-    present the last sample counts: unknown is not zero. `memory_of` is not None for `workload` and `others`. `goals`: those
-    of `workload`, where they are not its trigger's.
+    present the last sample counts: unknown is not zero. `memory_of` is not None for `workload` and `others`.
+    `goals`: those of `workload`, where they are not its trigger's.
     """
     members = frozenset((workload.digest, *(other.digest for other in others)))
     joined = members == joint.of
