@@ -564,10 +564,9 @@ class Evaluator:
         self._remember(workload, now)
         workload.called_at = self._called.pop(digest, -math.inf)
         self._workloads[digest] = workload
-        warnings = (*trigger.warnings, *_joint_warnings(trigger, scaled_object.workloads))
         scaled_object.workloads.append(workload)
         self._start_reading(workload)
-        self._telemetry.workload_started(workload.facts, warnings)
+        self._telemetry.workload_started(workload.facts, (*trigger.warnings, *_joint_warnings(workload)))
         return workload
 
     def _remember(self, workload: Workload, now: float) -> None:
@@ -1312,21 +1311,20 @@ def _decided_together(
         now_seconds=now,
         agreed=max(agreed, *(memory.confirmed for memory in theirs)),
     )
-    memory = replace(memory, sample=sample, confirmed=min(agreed, memory.confirmed))
-    if decision is None:
-        return None, memory
-    for other in others:
-        then = memory_of(other)
-        if other.error is not None and then is not None and then.sample is not None:
-            step = Step(
+    if decision is not None:
+        held = tuple(
+            Step(
                 name="hold",
                 before=decision.desired_replicas,
                 after=decision.desired_replicas,
                 reason="{} can't be read: what it told {:.0f} s ago counts until it can, or its trigger is removed",
                 numbers=(other.trigger.metric_name, now - then.sample.at_seconds),
             )
-            decision = replace(decision, steps=(*decision.steps, step))
-    return decision, replace(memory, last=decision)
+            for other, then in zip(others, theirs, strict=True)
+            if other.error is not None and then.sample is not None
+        )
+        decision = replace(decision, steps=(*decision.steps, *held)) if held else decision
+    return decision, replace(memory, last=decision, sample=sample, confirmed=min(agreed, memory.confirmed))
 
 
 def _with_limit(sample: Sample, goals: Goals) -> Sample:
@@ -1339,15 +1337,16 @@ def _with_limit(sample: Sample, goals: Goals) -> Sample:
     return replace(sample, most_replicas=None)
 
 
-def _joint_warnings(trigger: Trigger, others: list[Workload]) -> tuple[str, ...]:
-    """What is odd about a trigger beside those that it is sized with."""
-    if trigger.policy_name != "slo" and trigger.dry_run is None:
+def _joint_warnings(workload: Workload) -> tuple[str, ...]:
+    """What is odd about a trigger beside those that it is sized with, or would be if their dry runs were none."""
+    trigger = workload.trigger
+    if _trial_memory(workload) is None:
         return ()
-    for other in others:
+    for other in workload.scaled_object.workloads:
         beside = other.trigger
         if (
-            beside.identity != trigger.identity
-            and beside.policy_name == trigger.policy_name
+            _trial_memory(other) is not None
+            and beside.identity != trigger.identity
             and beside.goals.service_seconds != trigger.goals.service_seconds
             and not other.superseded
         ):

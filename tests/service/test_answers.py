@@ -288,6 +288,15 @@ def test_who_tells_other_service_times_than_the_triggers_that_it_is_sized_with_i
     assert 'serviceSeconds is not the same as that of "slo-sqs-a"' in logs[-1]["warnings"][0]
 
 
+def test_a_trigger_that_is_not_sized_with_a_dry_run_is_none_that_its_service_time_is_compared_with() -> None:
+    bench = Bench()
+    with capture_logs() as logs:
+        bench.workload("orders")
+        bench.workload("mails", dryRun="true", **SLO)
+        bench.workload("more", dryRun="true", **(SLO | {"serviceSeconds": "50"}))
+    assert [len(entry["warnings"]) for entry in logs if entry["event"] == "workload_started"] == [0, 0, 1]
+
+
 def test_a_trigger_that_cannot_be_read_keeps_its_share_in_the_sum() -> None:
     bench = Bench()
     orders, mails = bench.workload("orders", **SLO), bench.workload("mails", **SLO)
