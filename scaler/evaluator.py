@@ -712,14 +712,13 @@ class Evaluator:
             sample = _sample(trigger, outcome, view, now)
             if trigger.warm_for is not None and trigger.goals.answer == "warm":
                 sample, warm_steps = self._warm_sample(trigger, now)
-            decided_on = _with_limit(sample, trigger.goals)
             if together:
                 decision, memory = _decided_together(
-                    trigger.policy, workload, together, _sized_memory, joint, sample=decided_on, view=view, now=now
+                    trigger.policy, workload, together, _sized_memory, joint, sample=sample, view=view, now=now
                 )
             else:
                 decision, memory = decide(
-                    trigger.policy, trigger.goals, workload.memory, sample=decided_on, view=view, now_seconds=now
+                    trigger.policy, trigger.goals, workload.memory, sample=sample, view=view, now_seconds=now
                 )
         except SourceError as err:
             self._failed(workload, err, now)
@@ -743,7 +742,7 @@ class Evaluator:
             joint.memory = memory if together else None
         dry_run_desired = None
         if workload.dry_run is not None:
-            dry_run_desired = self._watch(workload, workload.dry_run, decision, decided_on, view)
+            dry_run_desired = self._watch(workload, workload.dry_run, decision, sample, view)
         if self._keeper is not None:
             if workload.dry_run is not None and workload.dry_run.memory.last is not None:
                 assert trigger.dry_run is not None
@@ -1325,16 +1324,6 @@ def _decided_together(
         )
         decision = replace(decision, steps=(*decision.steps, *held)) if held else decision
     return decision, replace(memory, last=decision, sample=sample, confirmed=min(agreed, memory.confirmed))
-
-
-def _with_limit(sample: Sample, goals: Goals) -> Sample:
-    """Without a limit of replicas that can have work, where maxReplicas is the lower one.
-
-    The HPA keeps to maxReplicas. To come there it may have to be asked for more: no replica without work comes of it.
-    """
-    if sample.most_replicas is None or sample.most_replicas < goals.max_replicas:
-        return sample
-    return replace(sample, most_replicas=None)
 
 
 def _joint_warnings(workload: Workload) -> tuple[str, ...]:

@@ -131,9 +131,15 @@ def decide(
     active, value = proposal.active, max(proposal.metric_value, 0.0)
     if policy.decides_replicas:
         if tentative is None:  # else what runs may be as little there as the rest of the reading
-            value, step = rails.keep_busy(value, sample=sample, view=view, last=last, goals=goals)
+            kept, step = rails.keep_busy(value, sample=sample, view=view, last=last, goals=goals)
+            if step is not None and not active:  # it would wake, so it must be confirmed as well
+                confirmed = agreed
+                unbelieved = rails.confirm(active=True, agreed=agreed, last=last, goals=goals, sample=sample)
+                active = unbelieved is None
+                if unbelieved is not None:
+                    kept, step, proposal = value, unbelieved, replace(proposal, review_at_seconds=None)
+            value = kept
             steps = steps if step is None else (*steps, step)
-            active = active or step is not None
         value, step = rails.cap(value, sample=sample, goals=goals)
         steps = steps if step is None else (*steps, step)
         value, step = rails.bound(value, active=active, goals=goals)

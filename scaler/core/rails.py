@@ -66,14 +66,20 @@ def confirm(*, active: bool, agreed: int, last: Decision | None, goals: Goals, s
 def keep_busy(
     desired: float, *, sample: Sample, view: ReplicaView | None, last: Decision | None, goals: Goals
 ) -> tuple[float, Step | None]:
-    """Scale-in never goes below what requests in flight occupy: their replicas would be killed or drained."""
+    """Scale-in never goes below what requests in flight occupy: their replicas would be killed or drained.
+
+    Where nobody sees any and nothing is remembered (a restart) at least one is there, and of a table of steps as many
+    as it may have asked for. No more: the concurrency of a policy that does not ask for it may be a guess.
+    """
     if not sample.in_flight:
         return desired, None
     busy = math.ceil(sample.in_flight / goals.concurrency)
     if desired >= busy:
         return desired, None
     there = current(view, last)
-    if there is None or desired >= there:
+    if there is None:
+        there = max([1, *(row.replicas for row in goals.steps)])
+    if desired >= there:
         return desired, None
     busy = min(busy, there)
     reason = "{:.0f} requests in flight occupy {} replicas"
@@ -116,20 +122,21 @@ def reach(
 
     Where nobody tells which it sees, what was asked for last stays if it is let go by so little that the HPA ignores
     it: it is there, and to take it for gone would make its next use look like a cold start. Never is more asked for,
-    but where it must be maxReplicas: whatever is asked for beyond its bounds, the HPA keeps to them.
+    but where it must be maxReplicas, and less where it must be minReplicas: whatever is asked for beyond its bounds,
+    the HPA keeps to them. They are asked for as from the count beside them, in each decision: from any other it is a
+    larger step, and of one decision alone the HPA may never hear (its window remembers the highest).
     """
     status_replicas = None if view is None else view.status_replicas
-    if status_replicas is None and last is not None and desired < last.desired_replicas:
-        status_replicas = last.desired_replicas
-    if status_replicas is None and desired >= goals.max_replicas:
-        status_replicas = goals.max_replicas - 1
+    if status_replicas is None:
+        status_replicas = _beside(desired, last, goals)
     if status_replicas is None or desired < 1 or desired == status_replicas:
         return desired, None
     count = reachable(
         math.ceil(desired - 1e-9), status_replicas, goals.hpa_tolerance, goals.max_replicas, goals.min_replicas
     )
     most = most_useful(sample, goals)
-    if most is not None and count > status_replicas:  # one that is out of reach is done without, as with KEDA's metric
+    if most is not None and most < goals.max_replicas and count > status_replicas:
+        # One that is out of reach is done without, as with KEDA's metric. Above maxReplicas nothing comes of it.
         count = max(min(count, most), math.ceil(desired - 1e-9))
     if count == desired:
         return desired, None
@@ -137,3 +144,14 @@ def reach(
     return float(count), Step(
         name="reach", before=desired, after=count, reason=reason, numbers=(status_replicas, goals.hpa_tolerance)
     )
+
+
+def _beside(desired: float, last: Decision | None, goals: Goals) -> int | None:
+    """Where the HPA may stand so that what is wanted is hardest to reach, where nobody tells; None: anywhere."""
+    if desired >= goals.max_replicas:
+        return goals.max_replicas - 1
+    if desired <= goals.min_replicas:
+        return goals.min_replicas + 1
+    if last is not None and desired < last.desired_replicas:
+        return last.desired_replicas
+    return None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scaler.core.decide import Memory, decide
 from scaler.core.hours import NO_HOURS
-from scaler.core.model import Decision, Goals, Sample
+from scaler.core.model import Decision, Goals, ReplicaView, Sample
 from scaler.core.window import Smoothed
 from scaler.plugins import policies
 from scaler.trigger import parse_steps
@@ -122,3 +122,29 @@ def test_an_exact_source_needs_no_confirmation(name: str) -> None:
     samples = [reading(0.0, 0.0, approximate=False), reading(2.0, 7.0, approximate=False)]
     decisions, _ = played(name, samples, goals())
     assert [decision.active for decision in decisions] == [False, True]
+
+
+def test_requests_in_flight_below_the_first_row_wake_only_once_they_are_confirmed() -> None:
+    """KEDA keeps the replicas of the last burst for a while: one wrong count of an approximate source woke them."""
+    wanted = Goals(target_value=1.0, confirmations=2, steps=parse_steps("6:5"))
+    memory: Memory[Any] = Memory(state=None)
+    answers = []
+    for second, busy in ((0.0, 0.0), (2.0, 1.0), (2.0, 1.0), (4.0, 0.0), (6.0, 1.0), (8.0, 1.0), (10.0, 1.0)):
+        view = ReplicaView(at_seconds=second, ready=5, status_replicas=5)
+        decision, memory = decide(
+            POLICIES["steps"], wanted, memory, sample=reading(second, 0.0, busy), view=view, now_seconds=second
+        )
+        assert decision is not None
+        told = [step.name for step in decision.steps]
+        if told[-1] == "confirm":
+            assert decision.review_at_seconds is None  # else nobody may look at the reading that confirms it
+        answers.append((decision.desired_replicas, told[1:]))
+    assert answers == [
+        (0, []),
+        (0, ["confirm"]),
+        (0, ["confirm"]),
+        (0, []),
+        (0, ["confirm"]),
+        (1, ["in flight"]),
+        (1, ["in flight"]),
+    ]

@@ -1,4 +1,4 @@
-"""The last replica that is allowed: the HPA compares first and keeps to its bounds then."""
+"""The first and the last replica that are allowed: the HPA compares first and keeps to its bounds then."""
 
 from __future__ import annotations
 
@@ -51,6 +51,32 @@ def test_from_anywhere_the_hpa_comes_to_the_maximum_and_not_beyond(most: int, *,
         assert decision.desired_replicas == most
 
 
+@pytest.mark.parametrize("least", [*range(1, 60), 100])
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("waiting", [0.0, 3.0], ids=["idle", "working"])
+def test_from_anywhere_the_hpa_comes_down_to_the_minimum_with_each_answer(
+    least: int, waiting: float, *, seen: bool
+) -> None:
+    """Without a view it was asked for in one answer only, which the HPA's window outlasts: 11 stayed for 10."""
+    most = 3 * least
+    goals = Goals(
+        target_value=1.0, min_replicas=least, max_replicas=most, steps=parse_steps(f"1:{least},9:{least + 1}")
+    )
+    for there in range(least, most + 1):
+        view = ReplicaView(at_seconds=0.0, ready=there, status_replicas=there) if seen else None
+        memory: Memory[None] = Memory(state=None)
+        for depth in (9.0, waiting, waiting, waiting):
+            sample = Sample(at_seconds=0.0, metric_value=depth, active=depth > 0, waiting=depth)
+            decision, memory = decide(STEPS, goals, memory, sample=sample, view=view, now_seconds=0.0)
+            assert decision is not None
+            if depth == waiting:
+                spec = HpaSpec(min_replicas=least, max_replicas=most)
+                metric = Metric(decision.metric_value, decision.target_value)
+                proposal = combined_proposal(spec, [metric], Scale(there, there, there))
+                assert max(there if proposal is None else proposal, least) == least
+                assert decision.desired_replicas == least
+
+
 @pytest.mark.parametrize("sees_replicas", [True, False], ids=["seen", "unseen"])
 def test_a_table_that_begins_late_lets_no_replica_go_that_works(*, sees_replicas: bool) -> None:
     """Below six the table has nothing; five in flight were scaled to zero."""
@@ -64,6 +90,15 @@ def test_a_table_that_begins_late_lets_no_replica_go_that_works(*, sees_replicas
         assert decision is not None
         answers.append((decision.active, decision.desired_replicas))
     assert answers == [(True, 5), (True, 5), (True, 5), (True, 2), (False, 0)]
+
+
+@pytest.mark.parametrize(("in_flight", "kept"), [(0.0, 0), (1.0, 1), (5.0, 5), (10.0, 10), (40.0, 10)])
+def test_what_is_in_flight_is_believed_after_a_restart_that_nobody_remembers(in_flight: float, kept: int) -> None:
+    """No more than the last row: 40 may as well be in ten replicas with several slots that nobody told of."""
+    goals = Goals(target_value=1.0, steps=parse_steps("100:5,200:10"))
+    sample = Sample(at_seconds=0.0, metric_value=0.0, active=False, waiting=0.0, in_flight=in_flight)
+    decision = decided(goals, sample, None)
+    assert (decision.desired_replicas, decision.active) == (kept, kept > 0)
 
 
 def decided(goals: Goals, sample: Sample, view: ReplicaView | None) -> Decision:
