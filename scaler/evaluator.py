@@ -23,7 +23,7 @@ from random import Random
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from scaler.core import rails, warm_pool
-from scaler.core.cold_starts import PHASES, UNSEEN
+from scaler.core.cold_starts import NO_COLD_STARTS, PHASES, ColdStarts, loaded_cold_starts
 from scaler.core.decide import Memory, Policy, decide
 from scaler.core.estimate import Estimates, cold_start_first
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
@@ -199,17 +199,18 @@ class _Watched:
         self.at = self.told_at = -math.inf
         self.gpu_seconds = 0.0
         self.answered_gpu_seconds = 0.0
-        self.cold_starts = UNSEEN  # as reported
+        self.cold_starts = NO_COLD_STARTS  # as reported
 
     @property
     def kept(self) -> _Trial:
         """What outlives the workload and the process."""
-        return _Trial(self.memory.state, self.gpu_seconds, self.answered_gpu_seconds)
+        return _Trial(self.memory.state, self.gpu_seconds, self.answered_gpu_seconds, self.cold_starts)
 
     def resume(self, trial: _Trial) -> None:
         """Go on from what was kept."""
         self.memory = Memory(state=trial.state)
         self.gpu_seconds, self.answered_gpu_seconds = trial.gpu_seconds, trial.answered_gpu_seconds
+        self.cold_starts = trial.cold_starts
 
 
 class _Trial(NamedTuple):
@@ -218,6 +219,7 @@ class _Trial(NamedTuple):
     state: Any
     gpu_seconds: float
     answered_gpu_seconds: float
+    cold_starts: ColdStarts
 
 
 class _TrialOf:
@@ -235,6 +237,7 @@ class _TrialOf:
             "state": policy.dump(trial.state) if isinstance(policy, Durable) else None,
             "gpu_seconds": trial.gpu_seconds,
             "answered_gpu_seconds": trial.answered_gpu_seconds,
+            "cold_starts": trial.cold_starts.dumped(),
         }
 
     def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> _Trial:
@@ -246,7 +249,13 @@ class _TrialOf:
             if isinstance(policy, Durable) and learned is not None
             else policy.start()
         )
-        return _Trial(state, float(values["gpu_seconds"]), float(values["answered_gpu_seconds"]))
+        reported = values.get("cold_starts")  # files of before have none
+        return _Trial(
+            state,
+            float(values["gpu_seconds"]),
+            float(values["answered_gpu_seconds"]),
+            NO_COLD_STARTS if reported is None else loaded_cold_starts(reported),
+        )
 
 
 class Workload:
@@ -856,11 +865,10 @@ class Evaluator:
             dry_run.answered_gpu_seconds += seconds * answered
         dry_run.at = now
         if view is not None:
-            for seconds in view.cold_starts_seconds:
-                dry_run.cold_starts = dry_run.cold_starts.fed(seconds)
+            dry_run.cold_starts = dry_run.cold_starts.fed(view.cold_starts_seconds, ())
         goals = trigger.goals
-        if dry_run.cold_starts.count:
-            goals = replace(goals, cold_start_seconds=dry_run.cold_starts.mean_seconds)
+        if dry_run.cold_starts.whole.count:
+            goals = replace(goals, cold_start_seconds=dry_run.cold_starts.whole.mean_seconds)
         assert trigger.dry_run is not None
         try:
             if together:

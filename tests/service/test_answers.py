@@ -545,6 +545,27 @@ def test_what_a_dry_run_learned_and_what_it_saved_survive_a_restart(tmp_path: Pa
     assert went_on.answered_gpu_seconds > before.answered_gpu_seconds > 0
 
 
+def test_the_cold_starts_that_a_dry_run_was_told_of_survive_a_restart(tmp_path: Path) -> None:
+    asked = []
+    for reported in ((), (200.0,)):
+        folder = tmp_path / str(len(reported))
+        first = Bench(folder, wall=1_000_000.0)
+        assert first.state is not None
+        watched = first.workload("orders", dryRun="true", **SLO)
+        first.evaluator.report(
+            "team-a", "llama", ReplicaView(at_seconds=first.clock.now, ready=1, cold_starts_seconds=reported)
+        )
+        first.read(watched, 0.0)
+        first.state.close()
+        again = Bench(folder, wall=1_000_100.0)
+        watched = again.workload("orders", dryRun="true", **SLO)
+        for value in [0.0, 0.0, 2.0, 5.0, 9.0, 9.0] * 30:
+            again.read(watched, value)
+        assert watched.watched is not None
+        asked.append(watched.watched.gpu_seconds)
+    assert asked[0] != asked[1]
+
+
 def test_slo_takes_over_what_it_learned_while_it_was_tried(tmp_path: Path) -> None:
     known = tried(tmp_path, 8, wall=1_000_000.0, dryRun="true").estimates
     taken = tried(tmp_path, 0, wall=1_000_100.0).estimates

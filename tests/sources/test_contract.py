@@ -281,6 +281,8 @@ def test_an_activation_threshold_where_it_has_no_effect_is_told(source: str) -> 
         ({}, "10", False),
         ({"policy": "slo", "waitSeconds": "30"}, "10", True),
         ({"policy": "slo", "waitSeconds": "30"}, "0", False),
+        ({"policy": "slo", "waitSeconds": "30"}, "0" if source in {"kafka", "sqs"} else "0.0", False),
+        ({"policy": "target+burst"}, "10", False),
         ({"policy": "steps", "steps": "1:2"}, "10", True),
         ({"answer": "jobs"}, "10", False),
     ):
