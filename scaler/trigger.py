@@ -95,7 +95,7 @@ OURS: tuple[Parameter, ...] = (
         maximum=100_000,
         default=0,
         unit="replicas",
-        help="the ScaledObject's minReplicaCount",
+        help="the ScaledObject's minReplicaCount, and no more than that: to get down to ten or more, less is answered",
     ),
     Parameter(
         name="maxReplicas",

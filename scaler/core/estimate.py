@@ -352,7 +352,7 @@ def updated(
             cold_starts_seconds = (max(seconds, 0.1),)
         waking_since = None
     elif waking and waking_since is None and in_flight == 0:
-        waking_since = now_seconds
+        waking_since = known.at_seconds  # the answer to the sample before is what wakes
     elif not waking:
         waking_since = None
     cold = known.cold

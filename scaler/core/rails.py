@@ -68,8 +68,9 @@ def keep_busy(
 ) -> tuple[float, Step | None]:
     """Scale-in never goes below what requests in flight occupy: their replicas would be killed or drained.
 
-    Where nobody sees any and nothing is remembered (a restart) at least one is there, and of a table of steps as many
-    as it may have asked for. No more: the concurrency of a policy that does not ask for it may be a guess.
+    Where nobody sees any and nothing is remembered (a restart) none is let go all the same: of those that a table of
+    steps may have asked for, or one. Where it asks for some, these are the answer: they may well be what is there, and
+    the concurrency of a policy that does not ask for it a guess.
     """
     if not sample.in_flight:
         return desired, None
@@ -77,9 +78,9 @@ def keep_busy(
     if desired >= busy:
         return desired, None
     there = current(view, last)
-    if there is None:
+    if there is None and desired < 1.0:
         there = max([1, *(row.replicas for row in goals.steps)])
-    if desired >= there:
+    if there is None or desired >= there:
         return desired, None
     busy = min(busy, there)
     reason = "{:.0f} requests in flight occupy {} replicas"
@@ -125,7 +126,11 @@ def reach(
     but where it must be maxReplicas, and less where it must be minReplicas: whatever is asked for beyond its bounds,
     the HPA keeps to them. They are asked for as from the count beside them, in each decision: from any other it is a
     larger step, and of one decision alone the HPA may never hear (its window remembers the highest).
+
+    Of jobs KEDA makes as many as are asked for: no HPA compares them with anything.
     """
+    if goals.answer == "jobs":
+        return desired, None
     status_replicas = None if view is None else view.status_replicas
     if status_replicas is None:
         status_replicas = _beside(desired, last, goals)

@@ -72,7 +72,7 @@ def reachable(
     if ratio > 1.0 + tolerance + _EDGE or ratio < 1.0 - tolerance - _EDGE:
         return desired
     if desired < status_replicas and desired <= min_replicas:
-        return math.ceil(status_replicas * (1.0 - tolerance) - _EDGE) - 1
+        return max(math.ceil(status_replicas * (1.0 - tolerance) - _EDGE) - 1, 0)
     if desired < status_replicas:
         return min(status_replicas, max(max_replicas, desired))
     return math.floor(status_replicas * (1.0 + tolerance) + _EDGE) + 1

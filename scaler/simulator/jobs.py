@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Any, Protocol
 
@@ -55,14 +55,15 @@ def backlogged(strategy: JobStrategy, target: float) -> Backlogged:
 
 @dataclass(slots=True, kw_only=True)
 class Answered:
-    """Pilotlight's answer (`answer: jobs`, or a policy), by the same `core.decide` as in the service."""
+    """Pilotlight's answer to a ScaledJob (`policy` decides how many), by the same `core.decide` as in the service."""
 
     policy: Policy[Any]
     goals: Goals
     _memory: Memory[Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Nothing is remembered yet."""
+        """Nothing is remembered yet; whatever the policy, no HPA is asked."""
+        self.goals = replace(self.goals, answer="jobs")
         self._memory = Memory(state=self.policy.start())
 
     def read(self, *, waiting: int, in_flight: int, now_seconds: float) -> JobTrigger:

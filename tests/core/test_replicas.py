@@ -52,6 +52,11 @@ def test_the_hpa_moves_to_what_is_reachable_and_it_is_the_least_that_suffices(
     assert not [lower for lower in range(desired, count) if moved(lower) == lower]
 
 
+@pytest.mark.parametrize(("status", "tolerance"), [(2, 0.5), (2, 0.9), (2, 1.0), (50, 1.0)])
+def test_no_fewer_than_none_are_asked_for_whatever_the_tolerance(status: int, tolerance: float) -> None:
+    assert reachable(1, status, tolerance, 100, 1) == 0
+
+
 def test_an_old_view_is_no_view() -> None:
     view = ReplicaView(at_seconds=0.0, ready=3)
     assert fresh(view, VIEW_STALE_SECONDS) is view

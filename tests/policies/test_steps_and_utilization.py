@@ -30,6 +30,15 @@ def test_requests_in_flight_are_in_the_system_too() -> None:
     assert _steps(waiting=4.0, in_flight=2.0).desired_replicas == 5
 
 
+@pytest.mark.parametrize(
+    ("waiting", "in_flight", "replicas"), [(0, 5, 2), (1, 4, 2), (0, 15, 5), (2, 18, 5), (0, 40, 10)]
+)
+def test_started_anew_its_rows_are_the_answer_however_much_is_in_flight(
+    waiting: int, in_flight: int, replicas: int
+) -> None:
+    assert _steps(waiting=float(waiting), in_flight=float(in_flight)).desired_replicas == replicas
+
+
 def test_a_source_that_tells_no_waiting_is_read_by_its_metric() -> None:
     assert _steps(waiting=None, metric=21.0).desired_replicas == 10
 

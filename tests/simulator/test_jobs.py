@@ -12,7 +12,7 @@ from scaler.core.answers import JOBS
 from scaler.core.model import Goals
 from scaler.simulator.arrivals import Arrival, Poisson, Service, generate
 from scaler.simulator.jobs import Answered, Backlogged, JobWorld, Reader, backlogged
-from scaler.simulator.rules import JobSpec, JobStrategy, JobTrigger
+from scaler.simulator.rules import JobSpec, JobStrategy, JobTrigger, jobs_to_create
 from scaler.simulator.world import ColdStart, Outcome, Phase, WorldSpec, cold_start
 
 POLLING_SECONDS = 30.0
@@ -115,6 +115,15 @@ def test_never_more_jobs_than_max_replicas() -> None:
     outcome = play(burst, job=JobSpec(max_replicas=5))
     assert max(entry[1] for entry in outcome.timeline) == 5
     assert len(outcome.waits_seconds) == 14
+
+
+def test_as_many_jobs_are_answered_as_there_are_requests_however_few_less_they_become() -> None:
+    """KEDA creates what is answered less the jobs that run: the HPA's tolerance, kept here too, made idle jobs."""
+    answered = Answered(policy=JOBS, goals=Goals(target_value=1.0, min_replicas=10, max_replicas=30))
+    for index, there in enumerate((20, 19, 18, 11, 10, 30, 29)):
+        trigger = answered.read(waiting=0, in_flight=there, now_seconds=5.0 * index)
+        assert trigger.queue_length == there
+        assert jobs_to_create(JobSpec(max_replicas=30), [trigger], running=there, pending=0) == 0
 
 
 @pytest.mark.parametrize("strategy", list(JobStrategy), ids=lambda one: str(one.value))
