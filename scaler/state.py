@@ -74,6 +74,8 @@ _BUSY_SECONDS = 5.0
 # How long an end waits for the last commit.
 _CLOSE_SECONDS = 5.0
 _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+# What SQLite says where it can't make or fill a file, as on a full disk: the log and its index, even to read.
+_NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN})
 _MEBIBYTE = 1024 * 1024
 _LOG_BYTES = 8 * _MEBIBYTE
 # Damaged files that are kept, the newest of them: the folder stays bounded.
@@ -566,33 +568,54 @@ class StateFile:
     def _load(self) -> None:
         if not self.path.exists():
             return
-        with contextlib.closing(self._to_be_read()) as connection:
+        writable = os.access(self.path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+        try:
+            self._read(read_only=not writable)
+        except sqlite3.Error as err:
+            if not writable or _code(err) not in _NO_ROOM:
+                raise
+            self._read(read_only=True)
+        self._log.info("state_restored", workloads=len(self._found), file=self.path.name)
+
+    def _read(self, *, read_only: bool) -> None:
+        self._found.clear()
+        with contextlib.closing(self._to_be_read(read_only=read_only)) as connection:
             verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if verdict != "ok":
                 raise _Damaged(verdict)
+            # Else what is sorted goes to a file, which a full disk may have no room for; all of it is kept anyway.
+            connection.execute("PRAGMA temp_store=MEMORY")
+            # Of an older version, and nothing can be added to it where it is only read.
+            ran = "last.ran" if "ran" in _columns(connection, "last") else "NULL"
+            observed = _columns(connection, "observation")
+            later = ", ".join(name if name in observed else "NULL" for name in ("in_system", "most_replicas"))
             for namespace, name, source, policy, *row in connection.execute(
-                "SELECT namespace, name, source, policy, last.at, last.active, last.metric_value, target_value, "
+                "SELECT namespace, name, source, policy, last.at, last.active, last.metric_value, target_value, "  # noqa: S608 - names of columns only
                 "last.desired, learned, seen.at, seen.metric_value, waiting, in_flight, arrived_total, "
-                "completed_total, oldest_age, in_system, most_replicas FROM last "
+                f"completed_total, oldest_age, {later} FROM last "
                 "JOIN workload ON workload.id = last.workload LEFT JOIN observation seen ON seen.id = "
                 "(SELECT max(id) FROM observation WHERE observation.workload = last.workload) "
-                "WHERE coalesce(last.ran, 0) >= (SELECT coalesce(max(ran), 0) FROM last) - ? "
-                "ORDER BY coalesce(last.ran, 0) DESC, last.at DESC LIMIT ?",
+                f"WHERE coalesce({ran}, 0) >= (SELECT coalesce(max({ran}), 0) FROM last) - ? "
+                f"ORDER BY coalesce({ran}, 0) DESC, last.at DESC LIMIT ?",
                 (86_400.0 * self._settings.max_age_days, _RESTORED_KEPT),
             ):
                 self._found[namespace, name, source, policy] = tuple(row)
-        self._log.info("state_restored", workloads=len(self._found), file=self.path.name)
 
-    def _to_be_read(self) -> sqlite3.Connection:
-        """Of a folder that can't be written, too, as on a disk that was made read-only after an error."""
-        if os.access(self.path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+    def _to_be_read(self, *, read_only: bool) -> sqlite3.Connection:
+        """`read_only`: of a folder in which nothing can be made or filled, as on a disk that is full or read-only."""
+        if not read_only:
             connection = _connected(self.path)
         else:
-            # Without a log nothing is missing from the file; else SQLite would want to make one.
-            ways = "mode=ro" if self._log_path.exists() else "mode=ro&immutable=1"
+            # Without a log nothing is missing from the file; else SQLite would want to make one. Of an empty one, too:
+            # an attempt to write leaves it on a full disk. An index that can't be written is made anew in memory.
+            logged = self._log_path.exists() and self._log_path.stat().st_size > 0
+            ways = "mode=ro&readonly_shm=1" if logged else "mode=ro&immutable=1"
             connection = sqlite3.connect(f"{self.path.resolve().as_uri()}?{ways}", uri=True, timeout=_BUSY_SECONDS)
         try:
-            _prepare(connection)
+            if read_only:
+                _count_tables(connection)
+            else:
+                _prepare(connection)
         except BaseException:
             connection.close()
             raise
@@ -600,8 +623,7 @@ class StateFile:
 
     def _set_aside(self, err: Exception) -> bool:
         """Move a file away that is damaged or not ours, so that a new one can begin; False: it is another trouble."""
-        code = getattr(err, "sqlite_errorcode", None)
-        if not isinstance(err, _Damaged) and (code is None or code & 0xFF not in _CORRUPT):
+        if not isinstance(err, _Damaged) and _code(err) not in _CORRUPT:
             return False
         if not self._hold():
             return False
@@ -640,6 +662,12 @@ class _Damaged(sqlite3.DatabaseError):
     """The file is SQLite's, but damaged or not ours."""
 
 
+def _code(err: Exception) -> int | None:
+    """SQLite's word for what went wrong, without its details; None: it was not SQLite."""
+    code: int | None = getattr(err, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
 def _runs(connection: sqlite3.Connection) -> tuple[int, float]:
     """The last run's number, and how long the service had run by then. Raises _Damaged."""
     run, ran = connection.execute("SELECT max(run), max(ran) FROM observation").fetchone()
@@ -670,13 +698,19 @@ def _connected(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
-    """Settings, and tables where the file is new. Raises _Damaged for someone else's file."""
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+def _count_tables(connection: sqlite3.Connection) -> int:
+    """How many there are. Raises _Damaged for someone else's file."""
+    tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if tables and (application, version) != (_APPLICATION_ID, _VERSION):
         raise _Damaged(f"application id {application:#x} version {version}, expected {_APPLICATION_ID:#x} {_VERSION}")
+    return tables
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Settings, and tables where the file is new. Raises _Damaged for someone else's file."""
+    tables = _count_tables(connection)
     if not tables:
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     connection.execute("PRAGMA journal_mode=WAL")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -283,6 +284,60 @@ def test_a_folder_that_cannot_be_written_is_still_read(tmp_path: Path, *, killed
     events = [log["event"] for log in logs]  # also of others in this process, which has lost its rights as a whole
     assert "state_restored" in events
     assert "state_unreadable" not in events
+
+
+@contextlib.contextmanager
+def no_room() -> Iterator[None]:
+    """No file of this process can grow, as on a full disk: SQLite meets the same errors where it would write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("before", ["ended", "killed", "of an older version"])
+def test_on_a_full_disk_what_was_learned_is_read_and_written_on_once_there_is_room(tmp_path: Path, before: str) -> None:
+    folder, whole = tmp_path / "copy", tmp_path / "state"
+    others = (*KEY[:1], "mistral", *KEY[2:])
+    with opened(whole) as state:
+        keep(state, 5)
+        keep(state, 7, others)
+        wait(lambda: state.commits > 1 and state.waiting == 0)
+        if before == "killed":  # what a crash leaves: the log, too
+            shutil.copytree(whole, folder)
+    if before != "killed":
+        shutil.copytree(whole, folder)
+    if before == "of an older version":
+        as_of_an_older_version(folder)
+    with capture_logs() as logs:
+        with no_room():
+            state = StateFile(folder, QUICK)
+            state.start()
+            found = state.restored(KEY, Counting())
+            wait(lambda: state.failed_commits > 1)
+        assert found is not None
+        assert found.state[0] == 5
+        keep(state, 6)
+        wait(lambda: state.commits > 0)
+        state.close()
+    assert [log["event"] for log in logs] == ["state_restored", "state_not_written", "state_written_again"]
+    with opened(folder) as state:
+        learned = [state.restored(key, Counting()) for key in (KEY, others)]
+    assert [one and one.state[0] for one in learned] == [6, 7]  # also of whom nobody has asked for
+
+
+def test_more_than_is_sorted_at_once_is_read_where_temporary_files_have_no_room(tmp_path: Path) -> None:
+    with opened(tmp_path) as state:
+        for count in range(1_000):
+            keep(state, count, (*KEY[:1], f"w{count}", *KEY[2:]))
+    learned = json.dumps([1.0, 1.0, {"count": 5, "at_seconds": 1.0, "more": "x" * 4_000}])
+    _altered(tmp_path / FILE_NAME, f"UPDATE last SET learned = '{learned}'")
+    with no_room(), opened(tmp_path) as state:
+        found = state.restored((*KEY[:1], "w0", *KEY[2:]), Counting())
+    assert found is not None
+    assert found.state[0] == 5
 
 
 def test_on_a_small_disk_the_oldest_go_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
