@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scaler.errors import quoted
 from scaler.loads import Length, TraceInvalid, pattern_load, read_trace
-from scaler.simulator.arrivals import Arrival, Service
+from scaler.simulator.arrivals import PATTERNS, Arrival, Service
 
 SHARED_TRACES = Path("../shared/traces")
 SHORT_LOOKS = 20_000  # a run of so many decisions takes a second or two
@@ -25,13 +25,23 @@ SHIPPED: dict[str, tuple[str, float, float]] = {
 
 
 def load_trace(name: str, *, service_seconds: float = 10.0, days: float = 1.0) -> list[Arrival]:
-    """A file, a shipped trace or a pattern in text ("bursts:every_seconds=600"). Raises TraceInvalid."""
+    """A file, a shipped trace or a pattern in text ("bursts:every_seconds=600"). Raises TraceInvalid.
+
+    A name that both have is the trace's; with a colon ("bursts:") it is the pattern's.
+    """
     if name in SHIPPED:
         text, service_seconds, days = SHIPPED[name]
         return _generated(text, service_seconds, days)
     path = _file(name)
     if path is not None:
         return read_trace(path)
+    if name.partition(":")[0].strip() not in PATTERNS:
+        both = sorted(SHIPPED.keys() & PATTERNS.keys())
+        raise TraceInvalid(
+            f"trace {quoted(name)} is no file, no shipped trace and no pattern; "
+            f"shipped traces: {', '.join(sorted(SHIPPED))}; patterns: {', '.join(sorted(PATTERNS))}; "
+            f"of {', '.join(both)} the name alone is the trace: {pattern_of(both[0])}"
+        )
     try:
         trace = _generated(name, service_seconds, days)
     except ValueError as err:
@@ -46,6 +56,14 @@ def load_trace(name: str, *, service_seconds: float = 10.0, days: float = 1.0) -
 def is_pattern(name: str) -> bool:
     """Whether `load_trace` makes it up, as long and with such services as it is told."""
     return name not in SHIPPED and _file(name) is None
+
+
+def pattern_of(name: str) -> str | None:
+    """How the pattern is said whose name is a shipped trace's, too; None: there is none."""
+    if name not in SHIPPED or name not in PATTERNS:
+        return None
+    with_number, _, _ = SHIPPED[name][0].partition(",")
+    return f'the pattern is "{name}:", or with any of its numbers, as in "{with_number}"'
 
 
 def _file(name: str) -> Path | None:

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 backtest = typer.Typer(invoke_without_command=True, no_args_is_help=False, help="Policies against traces, simulated.")
 
-_PATTERN_HELP = 'a trace file (CSV with t_s and service_s), a shipped trace, or a pattern: "bursts:every_seconds=600"'
+# The names by hand, since what knows them is imported only where the verb runs; a test compares.
+_TRACE_HELP = (
+    "a trace file (CSV with t_s and service_s), a shipped trace (bursts, diurnal, documents, flash, poisson-busy) or a "
+    "pattern (bursts, diurnal, documents, flash, poisson, steady), with a colon where a trace has the same name: "
+    '"documents:" or "bursts:every_seconds=600"'
+)
 
 # Each slot of a replica that is there from the start takes memory.
 _MOST_SLOTS = 1_000_000
@@ -38,7 +43,7 @@ _LONGEST_COLD_START_SECONDS = 7 * 86_400.0
 @backtest.callback()
 def one(
     context: typer.Context,
-    trace: Annotated[str | None, typer.Option(help=_PATTERN_HELP)] = None,
+    trace: Annotated[str | None, typer.Option(help=_TRACE_HELP)] = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(help="slo, target, keda, keda-fast, knative, ray, sagemaker, fixed ...; several times"),
@@ -101,7 +106,7 @@ def one(
     if recorded is not None and (trace is not None or workload is None):
         raise PilotlightError("--recorded goes with --workload namespace/name, and without --trace")
     if recorded is None and trace is None:
-        raise PilotlightError(f"--trace is required, or --recorded: {_PATTERN_HELP}")
+        raise PilotlightError(f"--trace is required, or --recorded: {_TRACE_HELP}")
     max_replicas = _MAX_REPLICAS
     table, (wait_seconds, attainment) = _steps(steps), _promise(slo)
     from scaler.backtest.folders import prepared, written  # noqa: PLC0415 - heavy imports only where the verb runs
@@ -132,7 +137,7 @@ def one(
             write_trace(replayed.requests, Path(trace))
     from scaler.backtest import report  # noqa: PLC0415 - heavy imports only where the verb runs
     from scaler.backtest.cases import Case, by_use, cached_trace, scaler_of, scored_from_seconds  # noqa: PLC0415 - as above
-    from scaler.backtest.traces import is_pattern  # noqa: PLC0415 - as above
+    from scaler.backtest.traces import is_pattern, pattern_of  # noqa: PLC0415 - as above
 
     cases = [
         Case(
@@ -162,9 +167,10 @@ def one(
     times = [arrival.at_seconds for arrival in cached_trace(cases[0].trace, cases[0].service_seconds, cases[0].days)]
     unused = [name for name, value in (("--service", service), ("--days", days)) if value is not None]
     if unused and not is_pattern(cases[0].trace):
+        instead = pattern_of(cases[0].trace)
         typer.echo(
             f"warning: {' and '.join(unused)} {'has' if len(unused) == 1 else 'have'} no effect: "
-            f'"{workload or cases[0].trace}" is a trace, not a pattern',
+            f'"{workload or cases[0].trace}" is a trace, not a pattern' + (f"; {instead}" if instead else ""),
             err=True,
         )
     runs = list(_with_progress(cases))

@@ -30,8 +30,9 @@ from scaler.backtest.cases import (
     waiting_of,
 )
 from scaler.backtest.matrix import Plan, Runs, code_digest, key_of, run_matrix
-from scaler.backtest.traces import SHIPPED, load_trace
+from scaler.backtest.traces import SHIPPED, is_pattern, load_trace, pattern_of
 from scaler.cli import build_app
+from scaler.cli.backtest import _TRACE_HELP
 from scaler.errors import PilotlightError
 from scaler.loads import TraceInvalid, read_trace
 from scaler.simulator.arrivals import PATTERNS, Arrival, parse_pattern
@@ -130,11 +131,36 @@ def test_a_trace_that_is_no_file_or_may_not_be_read_says_so_and_never_waits(tmp_
         closed.chmod(0o700)
 
 
-def test_what_is_no_trace_at_all_names_the_patterns() -> None:
-    with pytest.raises(TraceInvalid, match="pattern"):
-        load_trace("no-such-thing")
-    with pytest.raises(TraceInvalid, match="is no file, and no pattern either"):
-        load_trace("a" * 5_000)  # longer than any file's name
+@pytest.mark.parametrize(
+    "name",
+    ["no-such-thing", "no-such-thing:rate_per_second=1", "a" * 5_000],
+    ids=["name", "settings", "no file's name"],
+)
+def test_what_is_no_trace_at_all_names_the_shipped_traces_and_the_patterns_apart(name: str) -> None:
+    with pytest.raises(TraceInvalid, match="is no file, no shipped trace and no pattern") as caught:
+        load_trace(name)
+    said = str(caught.value)
+    assert f"; shipped traces: {', '.join(sorted(SHIPPED))}; patterns: {', '.join(sorted(PATTERNS))}; " in said
+    assert 'of bursts, diurnal, documents, flash the name alone is the trace: the pattern is "bursts:"' in said
+
+
+def test_a_setting_that_a_pattern_lacks_is_named() -> None:
+    with pytest.raises(TraceInvalid, match='no pattern either: pattern bursts: setting "rate" is unknown'):
+        load_trace("bursts:rate=1")
+
+
+def test_the_help_names_every_shipped_trace_and_every_pattern() -> None:
+    named = re.search(r"a shipped trace \((.*?)\) or a pattern \((.*?)\), with a colon", _TRACE_HELP)
+    assert named is not None
+    assert [names.split(", ") for names in named.groups()] == [sorted(SHIPPED), sorted(PATTERNS)]
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED.keys() & PATTERNS.keys()))
+def test_of_a_name_that_a_trace_and_a_pattern_have_the_colon_says_the_pattern(name: str) -> None:
+    said = re.findall(r'"(.+?)"', pattern_of(name) or "")
+    assert len(said) == 2
+    assert all(is_pattern(text) and load_trace(text, days=2.0) for text in said)
+    assert not is_pattern(name)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +480,12 @@ def test_fixed_runs_with_so_many_replicas(trace_file: Path) -> None:
 @pytest.mark.parametrize(
     ("trace", "words", "said"),
     [
-        ("flash", ["--days", "2"], 'warning: --days has no effect: "flash" is a trace, not a pattern'),
+        (
+            "flash",
+            ["--days", "2"],
+            '"flash" is a trace, not a pattern; the pattern is "flash:", or with any of its numbers, as in "flash:base',
+        ),
+        ("poisson-busy", ["--days", "2"], 'warning: --days has no effect: "poisson-busy" is a trace, not a pattern\n'),
         ("{file}", ["--service", "1", "--days", "2"], 'warning: --service and --days have no effect: "{file}" is a'),
         ("poisson:rate_per_second=0.01", ["--days", "0.1", "--service", "1"], None),
         ("flash", [], None),
