@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
+from typing import TYPE_CHECKING
 
-import typer
-
-from scaler.console import run_app
+if TYPE_CHECKING:
+    import typer
 
 
 def build_app() -> typer.Typer:
     """The command with every verb found in this folder."""
+    import typer  # noqa: PLC0415 - takes a part of a second, in which `main` answers Ctrl-C
+
     app = typer.Typer(
         name="pilotlight",
         no_args_is_help=True,
@@ -40,4 +43,9 @@ def _top() -> None:
 
 def main() -> None:
     """Run the command; what is wrong becomes one line and exit code 2."""
-    run_app(build_app(), "pilotlight")
+    try:
+        from scaler.console import run_app  # noqa: PLC0415 - as above
+
+        run_app(build_app(), "pilotlight")
+    except KeyboardInterrupt:  # while all that is imported; from then on `run_app` answers it
+        sys.exit(130)

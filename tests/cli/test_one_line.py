@@ -141,6 +141,26 @@ def test_an_interrupted_backtest_ends_at_once_without_a_word_and_leaves_no_proce
         os.killpg(running.pid, signal.SIGKILL)
 
 
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("module", ["typer", "pydantic", "tempfile"])  # the last is of the verbs
+def test_a_command_that_is_interrupted_while_it_imports_ends_without_a_word(module: str) -> None:
+    with subprocess.Popen(
+        [COMMAND[0], "-X", "importtime", *COMMAND[1:], "backtest", "--trace", "poisson-busy"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stderr is not None
+        while module not in (line := running.stderr.readline()):  # of the module, or of the first part of it
+            assert line, "it was never imported"
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=20)
+    # Where it meets an `exec` of text, as dataclasses have, Python ends by the signal itself; a shell says 130 of both.
+    assert running.returncode in {130, -signal.SIGINT}
+    assert (out, [line for line in err.splitlines() if not line.startswith("import time:")]) == ("", [])
+
+
 def test_on_a_narrow_terminal_each_run_is_a_column(tmp_path: Path) -> None:
     pilotlight(tmp_path)
     ours, theirs = pty.openpty()
