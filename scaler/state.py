@@ -423,7 +423,7 @@ class StateFile:
 
     @property
     def _log_path(self) -> Path:
-        return Path(f"{self.path}-wal")
+        return _log_of(self.path)
 
     @property
     def _log_bytes(self) -> int:
@@ -603,14 +603,7 @@ class StateFile:
 
     def _to_be_read(self, *, read_only: bool) -> sqlite3.Connection:
         """`read_only`: of a folder in which nothing can be made or filled, as on a disk that is full or read-only."""
-        if not read_only:
-            connection = _connected(self.path)
-        else:
-            # Without a log nothing is missing from the file; else SQLite would want to make one. Of an empty one, too:
-            # an attempt to write leaves it on a full disk. An index that can't be written is made anew in memory.
-            logged = self._log_path.exists() and self._log_path.stat().st_size > 0
-            ways = "mode=ro&readonly_shm=1" if logged else "mode=ro&immutable=1"
-            connection = sqlite3.connect(f"{self.path.resolve().as_uri()}?{ways}", uri=True, timeout=_BUSY_SECONDS)
+        connection = _as_it_lies(self.path) if read_only else _connected(self.path)
         try:
             if read_only:
                 _count_tables(connection)
@@ -698,6 +691,33 @@ def _connected(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _log_of(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def _as_it_lies(path: Path) -> sqlite3.Connection:
+    """To read where nothing can be made or filled."""
+    # Without a log nothing is missing from the file; else SQLite would want to make one. Of an empty one, too:
+    # an attempt to write leaves it on a full disk. An index that can't be written is made anew in memory.
+    log = _log_of(path)
+    logged = log.exists() and log.stat().st_size > 0
+    ways = "mode=ro&readonly_shm=1" if logged else "mode=ro&immutable=1"
+    return sqlite3.connect(f"{path.resolve().as_uri()}?{ways}", uri=True, timeout=_BUSY_SECONDS)
+
+
+def _to_be_looked_at(path: Path) -> sqlite3.Connection:
+    """To read while a service may be writing; of a full disk, or in a folder that is only read, as it lies."""
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error as err:
+        connection.close()
+        if _code(err) not in _NO_ROOM:
+            raise
+        return _as_it_lies(path)
+    return connection
+
+
 def _count_tables(connection: sqlite3.Connection) -> int:
     """How many there are. Raises _Damaged for someone else's file."""
     tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -772,9 +792,7 @@ def read_recording(path: str | Path, workload: str, *, source: str | None = None
     if not stat.S_ISREG(mode):
         raise RecordingUnreadable(f"{_named(file)} is no file; expected the service's state folder")
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
-        ) as connection:
+        with contextlib.closing(_to_be_looked_at(file)) as connection:
             _check_ours(connection, file)
             chosen = _chosen(connection, namespace, name, source)
             marks = ",".join("?" * len(chosen))

@@ -328,6 +328,22 @@ def test_on_a_full_disk_what_was_learned_is_read_and_written_on_once_there_is_ro
     assert [one and one.state[0] for one in learned] == [6, 7]  # also of whom nobody has asked for
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["ended", "killed"])
+def test_a_recording_is_read_where_nothing_can_be_written(tmp_path: Path, *, killed: bool) -> None:
+    folder, whole = tmp_path / "copy", tmp_path / "state"
+    with opened(whole) as state:
+        keep(state, 5)
+        keep(state, 7)
+        wait(lambda: state.commits > 1 and state.waiting == 0)
+        if killed:
+            shutil.copytree(whole, folder)
+    if not killed:
+        shutil.copytree(whole, folder)
+    with no_room():
+        found = rows(folder)
+    assert [one.metric_value for one in found] == [5.0, 7.0]
+
+
 def test_more_than_is_sorted_at_once_is_read_where_temporary_files_have_no_room(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         for count in range(1_000):
