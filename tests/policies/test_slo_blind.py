@@ -18,8 +18,8 @@ STATED_SECONDS = 90.0
 class Blind:
     """One workload without a view, looked at every second."""
 
-    def __init__(self, *, approximate: bool = False, **more: float) -> None:
-        self.approximate = approximate
+    def __init__(self, *, approximate: bool = False, interval_seconds: float = 1.0, **more: float) -> None:
+        self.approximate, self.interval_seconds = approximate, interval_seconds
         self.goals = Goals(
             target_value=1.0,
             wait_seconds=60.0,
@@ -31,7 +31,7 @@ class Blind:
         self.now_seconds = 1_000.0
 
     def look(self, waiting: float, in_flight: float) -> Decision:
-        self.now_seconds += 1.0
+        self.now_seconds += self.interval_seconds
         sample = Sample(
             at_seconds=self.now_seconds,
             metric_value=waiting + in_flight,
@@ -97,6 +97,16 @@ def test_a_wake_from_zero_tells_its_cold_start(took_seconds: int) -> None:
     blind.feed([(0.0, 0.0)] * 5 + [(1.0, 0.0)] * took_seconds + [(0.0, 1.0)])
     assert blind.seen == 1
     assert blind.cold_start_seconds == pytest.approx(took_seconds, abs=2.0)
+
+
+@pytest.mark.parametrize("interval_seconds", [1.0, 2.0, 5.0])
+def test_a_wake_is_timed_from_the_answer_that_woke_to_the_middle_of_the_look_that_shows_it(
+    interval_seconds: float,
+) -> None:
+    """From one look later 15 s were learned as 10, looked at each 5 s: where as long may be waited all were late."""
+    blind = Blind(cooldown_seconds=0.0, interval_seconds=interval_seconds)
+    blind.feed([(0.0, 0.0)] * 5 + [(1.0, 0.0)] * 12 + [(0.0, 1.0)])
+    assert blind.memory.state.estimates.cold.whole.mean_seconds == pytest.approx(11.5 * interval_seconds)
 
 
 def test_a_wake_within_kedas_cooldown_may_find_the_replica_still_there_and_tells_nothing() -> None:
