@@ -257,8 +257,14 @@ def _watched(
 
 
 def _served_by(doubt: Doubt[Rise], before: Estimates, goals: Goals, ready: int, view: ReplicaView | None) -> int:
-    """Replicas that may serve: what was asked for since the jump, and nobody sees, does not for one cold start."""
-    if view is None and (before.at_seconds or 0.0) - (doubt.known.at_seconds or 0.0) < before.lead_seconds(goals):
+    """Replicas that may serve: what was asked for since the jump, and nobody sees, does not for one cold start.
+
+    Of a jump at the very first sample nobody knows what was there before it.
+    """
+    jumped_at_seconds, before_seconds = doubt.known.at_seconds, before.at_seconds
+    if view is not None or jumped_at_seconds is None or before_seconds is None:
+        return ready
+    if before_seconds - jumped_at_seconds < before.lead_seconds(goals):
         return min(ready, doubt.rest.ready)
     return ready
 
