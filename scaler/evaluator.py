@@ -23,7 +23,7 @@ from random import Random
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from scaler.core import rails, warm_pool
-from scaler.core.cold_starts import NO_COLD_STARTS, PHASES, ColdStarts, loaded_cold_starts
+from scaler.core.cold_starts import PHASES
 from scaler.core.decide import Memory, Policy, decide
 from scaler.core.estimate import Estimates, cold_start_first
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
@@ -192,25 +192,23 @@ class _Joint:
 class _Watched:
     """A policy that decides, and is not asked: what it remembers, and what it would have cost."""
 
-    __slots__ = ("answered_gpu_seconds", "at", "cold_starts", "gpu_seconds", "memory", "told_at")
+    __slots__ = ("answered_gpu_seconds", "at", "gpu_seconds", "memory", "told_at")
 
     def __init__(self, memory: Memory[Any]) -> None:
         self.memory = memory
         self.at = self.told_at = -math.inf
         self.gpu_seconds = 0.0
         self.answered_gpu_seconds = 0.0
-        self.cold_starts = NO_COLD_STARTS  # as reported
 
     @property
     def kept(self) -> _Trial:
         """What outlives the workload and the process."""
-        return _Trial(self.memory.state, self.gpu_seconds, self.answered_gpu_seconds, self.cold_starts)
+        return _Trial(self.memory.state, self.gpu_seconds, self.answered_gpu_seconds)
 
     def resume(self, trial: _Trial) -> None:
         """Go on from what was kept."""
         self.memory = Memory(state=trial.state)
         self.gpu_seconds, self.answered_gpu_seconds = trial.gpu_seconds, trial.answered_gpu_seconds
-        self.cold_starts = trial.cold_starts
 
 
 class _Trial(NamedTuple):
@@ -219,7 +217,6 @@ class _Trial(NamedTuple):
     state: Any
     gpu_seconds: float
     answered_gpu_seconds: float
-    cold_starts: ColdStarts
 
 
 class _TrialOf:
@@ -237,7 +234,6 @@ class _TrialOf:
             "state": policy.dump(trial.state) if isinstance(policy, Durable) else None,
             "gpu_seconds": trial.gpu_seconds,
             "answered_gpu_seconds": trial.answered_gpu_seconds,
-            "cold_starts": trial.cold_starts.dumped(),
         }
 
     def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> _Trial:
@@ -249,13 +245,7 @@ class _TrialOf:
             if isinstance(policy, Durable) and learned is not None
             else policy.start()
         )
-        reported = values.get("cold_starts")  # files of before have none
-        return _Trial(
-            state,
-            float(values["gpu_seconds"]),
-            float(values["answered_gpu_seconds"]),
-            NO_COLD_STARTS if reported is None else loaded_cold_starts(reported),
-        )
+        return _Trial(state, float(values["gpu_seconds"]), float(values["answered_gpu_seconds"]))
 
 
 class Workload:
@@ -799,23 +789,43 @@ class Evaluator:
     def _warm_sample(self, trigger: Trigger, now: float) -> tuple[Sample, tuple[Step, ...]]:
         """The size of the pool as a sample, and why. Raises SourceNoData where the ScaledObject isn't known."""
         name = trigger.warm_for or ""
+        found = self.pool_hint(trigger.namespace, name, asked_as=f"warmFor {quoted(name)}")
+        if found is None:
+            raise SourceNoData(
+                f"warmFor {quoted(name)}: no ScaledObject of namespace {quoted(trigger.namespace)} with that name and "
+                "policy slo has been read yet; its trigger must point at this scaler"
+            )
+        hint = found[1]
+        raw = {"expected_demand": hint.expected_demand, "lead_time_seconds": hint.lead_time_seconds}
+        value = float(hint.replicas)
+        return Sample(at_seconds=now, metric_value=value, active=hint.replicas >= 1, raw=raw), (hint.step,)
+
+    def pool_hint(
+        self, namespace: str, name: str, metric_name: str = "", *, asked_as: str
+    ) -> tuple[Workload, warm_pool.WarmHint] | None:
+        """The hint of the first of a ScaledObject's triggers (or of one) that has one; None: nobody learns about it.
+
+        Raises SourceNoData where the demand can't be read for longer than an answer stands: unknown is no number.
+        `asked_as`: what the message begins with.
+        """
         unread: PilotlightError | None = None
-        for other in self.of(trigger.namespace, name):
-            hint = self.hint(other)
-            if hint is not None and other.error is not None and now > other.good_until:
-                unread = other.error  # another may tell the demand
-            elif hint is not None:
-                raw = {"expected_demand": hint.expected_demand, "lead_time_seconds": hint.lead_time_seconds}
-                value = float(hint.replicas)
-                return Sample(at_seconds=now, metric_value=value, active=hint.replicas >= 1, raw=raw), (hint.step,)
+        for workload in self.of(namespace, name):
+            if metric_name not in {"", workload.trigger.metric_name}:
+                continue
+            if workload.estimates is None or workload.memory.last is None:
+                continue
+            answer = self.metrics(workload)
+            if isinstance(answer, PilotlightError):
+                unread = answer  # another may tell the demand
+                continue
+            hint = self.hint(workload)
+            if hint is not None:
+                return workload, hint
         if unread is not None:
             raise SourceNoData(
-                f"warmFor {quoted(name)}: its demand can't be read ({type(unread).__name__}); its own trigger tells why"
+                f"{asked_as}: its demand can't be read ({type(unread).__name__}); its own trigger tells why"
             )
-        raise SourceNoData(
-            f"warmFor {quoted(name)}: no ScaledObject of namespace {quoted(trigger.namespace)} with that name and "
-            "policy slo has been read yet; its trigger must point at this scaler"
-        )
+        return None
 
     def hint(self, workload: Workload) -> warm_pool.WarmHint | None:
         """How many replicas to keep warm for `workload`; None where nothing is learned about its demand."""
@@ -865,10 +875,9 @@ class Evaluator:
             dry_run.answered_gpu_seconds += seconds * answered
         dry_run.at = now
         if view is not None:
-            dry_run.cold_starts = dry_run.cold_starts.fed(view.cold_starts_seconds, ())
-        goals = trigger.goals
-        if dry_run.cold_starts.whole.count:
-            goals = replace(goals, cold_start_seconds=dry_run.cold_starts.whole.mean_seconds)
+            dry_run.memory = _with_cold_starts(dry_run.memory, view)
+            if trial.memory is not None:
+                trial.memory = _with_cold_starts(trial.memory, view)
         assert trigger.dry_run is not None
         try:
             if together:
@@ -881,11 +890,10 @@ class Evaluator:
                     sample=sample,
                     view=None,
                     now=now,
-                    goals=goals,
                 )
             else:
                 would, dry_run.memory = decide(
-                    trigger.dry_run, goals, dry_run.memory, sample=sample, view=None, now_seconds=now
+                    trigger.dry_run, trigger.goals, dry_run.memory, sample=sample, view=None, now_seconds=now
                 )
             trial.memory = dry_run.memory if together else None
         except Exception as err:  # noqa: BLE001 - see above
@@ -1287,13 +1295,11 @@ def _decided_together(
     sample: Sample,
     view: ReplicaView | None,
     now: float,
-    goals: Goals | None = None,
 ) -> tuple[Decision | None, Memory[Any]]:
     """The decision for all `slo` triggers of a ScaledObject: their replicas are the same, so they are sized as one.
 
     The HPA takes the maximum of its metrics, so each trigger answers the whole. Of a trigger that can't be read at
     present the last sample counts: unknown is not zero. `memory_of` is not None for `workload` and `others`.
-    `goals`: those of `workload`, where they are not its trigger's.
     """
     members = frozenset((workload.digest, *(other.digest for other in others)))
     joined = members == joint.of
@@ -1310,7 +1316,7 @@ def _decided_together(
         state = policy.rebased(state)
     decision, memory = decide(
         policy,
-        _joint_goals([goals or workload.trigger.goals, *(other.trigger.goals for other in others)]),
+        _joint_goals([workload.trigger.goals, *(other.trigger.goals for other in others)]),
         Memory(state=state, last=before.last, sample=before.sample, tentative=before.tentative if joined else None),
         # Counters of other triggers than before tell nothing about what arrived in between.
         sample=_joint_sample(samples, counters=joined),
@@ -1332,6 +1338,21 @@ def _decided_together(
         )
         decision = replace(decision, steps=(*decision.steps, *held)) if held else decision
     return decision, replace(memory, last=decision, sample=sample, confirmed=min(agreed, memory.confirmed))
+
+
+def _with_cold_starts(memory: Memory[Any], view: ReplicaView) -> Memory[Any]:
+    """With those that are reported: how long replicas take to serve is the same whoever asked for them."""
+    if not view.cold_starts_seconds and not view.phases_seconds:
+        return memory
+    return replace(memory, state=_taught(memory.state, view), tentative=_taught(memory.tentative, view))
+
+
+def _taught(state: Any, view: ReplicaView) -> Any:
+    known = getattr(state, "estimates", None)
+    if not isinstance(known, Estimates):
+        return state
+    cold = known.cold.fed(view.cold_starts_seconds, view.phases_seconds)
+    return replace(state, estimates=replace(known, cold=cold))
 
 
 def _joint_warnings(workload: Workload) -> tuple[str, ...]:

@@ -203,27 +203,24 @@ class Hints:
             self._watches -= 1
 
     def _hint(self, ref: pb.WorkloadRef) -> pb.WarmPoolHint:
-        """Raises MetricUnknown where nobody learns about such a workload."""
-        for workload in self._evaluator.of(ref.namespace, ref.name):
-            if ref.metric_name not in {"", workload.trigger.metric_name}:
-                continue
-            hint = self._evaluator.hint(workload)
-            if hint is not None:
-                return pb.WarmPoolHint(
-                    workload=pb.WorkloadRef(
-                        namespace=ref.namespace, name=ref.name, metric_name=workload.trigger.metric_name
-                    ),
-                    replicas=hint.replicas,
-                    valid_seconds=hint.valid_seconds,
-                    lead_time_seconds=hint.lead_time_seconds,
-                    expected_demand=hint.expected_demand,
-                    demand_quantile=hint.demand_quantile,
-                    quantile=hint.quantile,
-                    reason=hint.reason,
-                )
-        raise MetricUnknown(
-            f"no trigger of {quoted(f'{ref.namespace}/{ref.name}')} with policy slo (or dryRun) has been read yet; "
-            "a warm pool is sized by what slo learns"
+        """Raises MetricUnknown where nobody learns about such a workload, SourceNoData where it can't be read."""
+        name = quoted(f"{ref.namespace}/{ref.name}")
+        found = self._evaluator.pool_hint(ref.namespace, ref.name, ref.metric_name, asked_as=name)
+        if found is None:
+            raise MetricUnknown(
+                f"no trigger of {name} with policy slo (or dryRun) has been read yet; "
+                "a warm pool is sized by what slo learns"
+            )
+        workload, hint = found
+        return pb.WarmPoolHint(
+            workload=pb.WorkloadRef(namespace=ref.namespace, name=ref.name, metric_name=workload.trigger.metric_name),
+            replicas=hint.replicas,
+            valid_seconds=hint.valid_seconds,
+            lead_time_seconds=hint.lead_time_seconds,
+            expected_demand=hint.expected_demand,
+            demand_quantile=hint.demand_quantile,
+            quantile=hint.quantile,
+            reason=hint.reason,
         )
 
     def _explanation(self, workload: Workload, *, whole: bool) -> pb.Explanation:

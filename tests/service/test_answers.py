@@ -443,8 +443,7 @@ def test_a_dry_run_asks_for_the_same_whatever_replicas_serve_the_other_answer() 
         watched = bench.workload("orders", dryRun="true", **SLO)
         for value in [40.0, 40.0, 10.0, 0.0, 0.0] * 40:
             if reported is not None:
-                view = ReplicaView(at_seconds=bench.clock.now, ready=reported, cold_starts_seconds=(10.0,))
-                bench.evaluator.report("team-a", "llama", view)
+                bench.evaluator.report("team-a", "llama", ReplicaView(at_seconds=bench.clock.now, ready=reported))
             bench.read(watched, value)
         assert watched.watched is not None
         costs.append(watched.watched.gpu_seconds)
@@ -545,25 +544,34 @@ def test_what_a_dry_run_learned_and_what_it_saved_survive_a_restart(tmp_path: Pa
     assert went_on.answered_gpu_seconds > before.answered_gpu_seconds > 0
 
 
-def test_the_cold_starts_that_a_dry_run_was_told_of_survive_a_restart(tmp_path: Path) -> None:
-    asked = []
-    for reported in ((), (200.0,)):
-        folder = tmp_path / str(len(reported))
-        first = Bench(folder, wall=1_000_000.0)
-        assert first.state is not None
-        watched = first.workload("orders", dryRun="true", **SLO)
-        first.evaluator.report(
-            "team-a", "llama", ReplicaView(at_seconds=first.clock.now, ready=1, cold_starts_seconds=reported)
-        )
-        first.read(watched, 0.0)
-        first.state.close()
-        again = Bench(folder, wall=1_000_100.0)
-        watched = again.workload("orders", dryRun="true", **SLO)
-        for value in [0.0, 0.0, 2.0, 5.0, 9.0, 9.0] * 30:
-            again.read(watched, value)
-        assert watched.watched is not None
-        asked.append(watched.watched.gpu_seconds)
-    assert asked[0] != asked[1]
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("more", [{"dryRun": "true"}, {}], ids=["goes on", "slo takes over"])
+def test_the_cold_starts_that_a_dry_run_was_told_of_are_learned(
+    tmp_path: Path, more: dict[str, str], *, restarted: bool
+) -> None:
+    """They were lost where `slo` took over: 60 s were believed for 12, and the first answers six times too high."""
+    bench = Bench(tmp_path, wall=1_000_000.0)
+    assert bench.state is not None
+    trial = bench.workload("orders", dryRun="true", **SLO)
+    for index in range(15):
+        view = ReplicaView(at_seconds=bench.clock.now, ready=1, cold_starts_seconds=(12.0,), phases_seconds=((2, 4.0),))
+        bench.evaluator.report("team-a", "llama", view)
+        bench.read(trial, float(index % 3))
+    assert trial.learned is not None
+    assert trial.learned.cold_start_seconds == pytest.approx(12.0)
+    if restarted:
+        bench.state.close()
+        bench = Bench(tmp_path, wall=1_000_100.0)
+        after = bench.workload("orders", **SLO, **more)
+    else:
+        metadata = {"source": "scripted", "world": "w", "object": "orders", **SLO, **more}
+        after = bench.evaluator.admit(b"changed", "team-a", "llama", metadata)
+    assert after.estimates is not None
+    assert after.estimates.cold.whole.count == 15
+    assert after.estimates.cold_start(after.trigger.goals)[0] == pytest.approx(12.0)
+    assert after.estimates.cold.phases[2].mean_seconds == pytest.approx(4.0)
+    assert bench.state is not None
+    bench.state.close()
 
 
 def test_slo_takes_over_what_it_learned_while_it_was_tried(tmp_path: Path) -> None:
@@ -807,6 +815,36 @@ def test_a_workload_whose_warm_pool_nobody_asks_for_has_no_series_of_one() -> No
     workload = bench.workload("orders", **SLO)
     bench.read(workload, 9.0)
     assert not warm_series(bench)
+
+
+async def test_no_hint_is_told_of_a_demand_that_cannot_be_read_any_more(shell: RunShell, world: World) -> None:
+    """It was told as if it were fresh, until the workload was forgotten."""
+    world.answers["orders"] = 12.0
+    async with shell() as running:
+        stub: Any = ours_grpc.WarmPoolStub(running.hints)
+        request = ours.WarmPoolRequest(workload=ours.WorkloadRef(namespace="team-a", name="llama"))
+        keda = Keda(running, pb, trigger(**SLO))
+        await keda.poll()
+        assert (await stub.GetHint(request)).valid_seconds > 0
+        world.answers["orders"] = SourceTimeout("the broker did not answer")
+        await keda.poll()
+        assert (await stub.GetHint(request)).valid_seconds > 0  # for as long as an answer stands
+        running.clock.forward(60.0)
+
+        async def unknown() -> bool:
+            try:
+                await keda.poll()
+            except grpc.aio.AioRpcError as err:
+                return err.code() == grpc.StatusCode.UNAVAILABLE
+            return False
+
+        await until(unknown)
+        for watched in (False, True):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await (stub.WatchHint(request).read() if watched else stub.GetHint(request))
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert "team-a/llama" in (caught.value.details() or "")
+            assert "its demand can't be read (Source" in (caught.value.details() or "")
 
 
 async def test_hints_are_told_on_request_and_watched_and_in_metrics(shell: RunShell, world: World) -> None:
