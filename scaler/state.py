@@ -587,8 +587,7 @@ class StateFile:
             connection.execute("PRAGMA temp_store=MEMORY")
             # Of an older version, and nothing can be added to it where it is only read.
             ran = "last.ran" if "ran" in _columns(connection, "last") else "NULL"
-            observed = _columns(connection, "observation")
-            later = ", ".join(name if name in observed else "NULL" for name in ("in_system", "most_replicas"))
+            later = _told_later(connection, ("in_system", "most_replicas"))
             for namespace, name, source, policy, *row in connection.execute(
                 "SELECT namespace, name, source, policy, last.at, last.active, last.metric_value, target_value, "  # noqa: S608 - names of columns only
                 "last.desired, learned, seen.at, seen.metric_value, waiting, in_flight, arrived_total, "
@@ -753,6 +752,12 @@ def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
     return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
 
 
+def _told_later(connection: sqlite3.Connection, columns: Sequence[str]) -> str:
+    """Columns of observations, to be selected; NULL for each that a file of an older version lacks."""
+    there = _columns(connection, "observation")
+    return ", ".join(column if column in there else "NULL" for column in columns)
+
+
 def _same(path: Path, was: os.stat_result) -> bool:
     """Whether the file at `path` is still the one that was opened."""
     try:
@@ -796,8 +801,7 @@ def read_recording(path: str | Path, workload: str, *, source: str | None = None
             _check_ours(connection, file)
             chosen = _chosen(connection, namespace, name, source)
             marks = ",".join("?" * len(chosen))
-            columns = _columns(connection, "observation")
-            later = ", ".join(name if name in columns else "NULL" for name in _OBSERVED_LATER)
+            later = _told_later(connection, _OBSERVED_LATER)
             for row in connection.execute(
                 "SELECT id, at, metric_value, waiting, in_flight, arrived_total, completed_total, oldest_age, ready, "  # noqa: S608 - the text holds question marks only
                 f"starting, desired, active, dry_run_desired, {later} FROM observation WHERE workload IN ({marks}) "

@@ -435,15 +435,23 @@ def test_a_dry_run_answers_by_target_and_records_what_slo_would_have_asked_for()
 WAVE = [(20.0, 30.0), (20.0, 30.0), (40.0, 10.0), (90.0, 10.0), (30.0, 0.0), (0.0, 10.0), (0.0, 0.0)]
 
 
-def test_a_dry_run_asks_for_the_same_whatever_replicas_serve_the_other_answer() -> None:
+@pytest.mark.parametrize(
+    ("ready", "cold_starts_seconds"),
+    [((None, 0, 40), ()), ((0, 1, 40), (10.0,))],
+    ids=["no cold starts", "cold starts, which are learned"],
+)
+def test_a_dry_run_asks_for_the_same_whatever_replicas_serve_the_other_answer(
+    ready: tuple[int | None, ...], cold_starts_seconds: tuple[float, ...]
+) -> None:
     """It was shown them, kept them while something waited or started, and told three times the cost."""
     costs = []
-    for reported in (None, 0, 40):
+    for reported in ready:
         bench = Bench()
         watched = bench.workload("orders", dryRun="true", **SLO)
         for value in [40.0, 40.0, 10.0, 0.0, 0.0] * 40:
             if reported is not None:
-                bench.evaluator.report("team-a", "llama", ReplicaView(at_seconds=bench.clock.now, ready=reported))
+                view = ReplicaView(at_seconds=bench.clock.now, ready=reported, cold_starts_seconds=cold_starts_seconds)
+                bench.evaluator.report("team-a", "llama", view)
             bench.read(watched, value)
         assert watched.watched is not None
         costs.append(watched.watched.gpu_seconds)
