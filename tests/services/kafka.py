@@ -34,7 +34,7 @@ from tests.services.process import LOOPBACK, ServerProcess, ServiceUnavailableEr
 from tests.services.tokens import TokenIssuer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 USERS = {"alice": "alice-secret", "bob": "bob-secret"}
@@ -68,16 +68,32 @@ class Kafka:
         partitions: int = 1,
         replication: int = 1,
         configs: Mapping[str, str] | None = None,
+        nodes: Sequence[int] | None = None,
     ) -> None:
-        """Create a topic; automatic creation is off, so that a missing topic is missing."""
+        """Create a topic; automatic creation is off, so that a missing topic is missing.
+
+        `nodes`: the only replica of partition i is on node `nodes[i]`, which leads it for good. Without it the cluster
+        places `partitions` of `replication` replicas as it likes: the first is on a node of its choice.
+        """
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap, request_timeout_ms=ADMIN_TIMEOUT_MILLISECONDS)
         await admin.start()
         try:
-            topic = NewTopic(name, partitions, replication, topic_configs=dict(configs or {}))
+            placed = {"replica_assignments": {i: [node] for i, node in enumerate(nodes)}} if nodes is not None else {}
+            counts = (-1, -1) if nodes is not None else (partitions, replication)
+            topic = NewTopic(name, *counts, topic_configs=dict(configs or {}), **placed)
             answer = await admin.create_topics([topic], timeout_ms=ADMIN_TIMEOUT_MILLISECONDS)
             for _, code, message in answer.topic_errors:
                 if code:
                     raise RuntimeError(f"topic {name} was not created: error {code}: {message}")
+        finally:
+            await admin.close()
+
+    async def coordinators(self, groups: Iterable[str]) -> dict[str, int]:
+        """The node that coordinates each group; a group need not exist to have one."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap, request_timeout_ms=ADMIN_TIMEOUT_MILLISECONDS)
+        await admin.start()
+        try:
+            return {group: await admin.find_coordinator(group) for group in groups}
         finally:
             await admin.close()
 

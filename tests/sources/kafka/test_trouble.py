@@ -26,6 +26,60 @@ def cluster() -> Iterator[KafkaCluster]:
         yield cluster
 
 
+async def all_readable(source: Reader, queries: list[KafkaQuery]) -> None:
+    for _ in range(60):
+        if all(isinstance(outcome, KafkaReading) for outcome in (await source.outcomes(*queries)).values()):
+            return
+        await asyncio.sleep(0.5)
+    raise AssertionError("not within 30 s")
+
+
+async def test_a_hung_broker_holds_up_only_what_needs_it(cluster: KafkaCluster) -> None:
+    """The first test of this cluster: once nodes have come and gone, one may coordinate no group at all."""
+    hung = 2
+    topics = {node: unique(f"on-{node}") for node in (1, 2, 3)}
+    for node, topic in topics.items():
+        await cluster.create_topic(topic, nodes=[node])
+        await produce(cluster.bootstrap, topic, 3)
+    trigger = {"bootstrapServers": cluster.bootstrap, "consumerGroup": "g"}
+    async with reader(trigger, context(read_timeout_seconds=3.0, connect_timeout_seconds=3.0)) as source:
+        # The offsets topic is made on first use; its 5 partitions are spread over the three nodes.
+        await all_readable(source, [KafkaQuery("g", (topics[1],), earliest=True)])
+        coordinators = await cluster.coordinators(unique("group") for _ in range(200))
+        at_hung = [group for group, node in coordinators.items() if node == hung][:2]
+        elsewhere = [group for group, node in coordinators.items() if node != hung][:4]
+        assert len(at_hung) == 2
+        assert len(elsewhere) == 4
+        by_leader = {
+            node: [KafkaQuery(group, (topic,), earliest=True) for group in (*at_hung, *elsewhere)]
+            for node, topic in topics.items()
+        }
+        queries = [query for some in by_leader.values() for query in some]
+        untouched = {query for node in (1, 3) for query in by_leader[node] if query.group in elsewhere}
+        await all_readable(source, queries)
+        at_seconds: dict[object, float] = {}
+        await asyncio.to_thread(cluster.pause, hung)
+        try:
+            started = time.monotonic()
+            found: dict[object, object] = {}
+
+            def deliver(query: object, outcome: object) -> None:
+                found[query] = outcome
+                at_seconds[query] = time.monotonic() - started
+
+            await source.client.read(queries, deliver)
+            assert {query for query, outcome in found.items() if isinstance(outcome, KafkaReading)} == untouched
+            assert all(at_seconds[query] < 2.0 for query in untouched), at_seconds
+            bad = [outcome for query, outcome in found.items() if query not in untouched]
+            assert len(bad) == len(queries) - len(untouched)
+            assert all(isinstance(outcome, SourceUnavailable) for outcome in bad)
+            assert any(isinstance(outcome, SourceTimeout) for outcome in bad)
+            assert max(at_seconds.values()) < 13.0
+        finally:
+            await asyncio.to_thread(cluster.resume, hung)
+        await all_readable(source, queries)
+
+
 async def test_a_broker_restarts(cluster: KafkaCluster) -> None:
     """Node by node: some hold coordinators, some hold leaders; what is read afterwards is right."""
     topic, groups = unique("orders"), [unique("group") for _ in range(6)]
@@ -69,49 +123,6 @@ async def test_leaders_and_coordinators_move(cluster: KafkaCluster) -> None:
             await asyncio.to_thread(cluster.start, 3)
         for trigger in triggers:
             assert (await source.sample_soon(trigger, lambda _: True)).metric_value == 6.0
-
-
-async def all_readable(source: Reader, queries: list[KafkaQuery]) -> None:
-    for _ in range(60):
-        if all(isinstance(outcome, KafkaReading) for outcome in (await source.outcomes(*queries)).values()):
-            return
-        await asyncio.sleep(0.5)
-    raise AssertionError("not within 30 s")
-
-
-async def test_a_hung_broker_holds_up_only_what_needs_it(cluster: KafkaCluster) -> None:
-    topics = [unique(f"on-{node}") for node in (1, 2, 3)]
-    for topic in topics:
-        await cluster.create_topic(topic, partitions=1, replication=1)
-        await produce(cluster.bootstrap, topic, 3)
-    queries = [KafkaQuery(unique("group"), (topic,), earliest=True) for topic in topics for _ in range(4)]
-    trigger = {"bootstrapServers": cluster.bootstrap, "consumerGroup": "g"}
-    async with reader(trigger, context(read_timeout_seconds=3.0, connect_timeout_seconds=3.0)) as source:
-        await all_readable(source, queries)  # the offsets topic is made on first use
-        at_seconds: dict[object, float] = {}
-        await asyncio.to_thread(cluster.pause, 2)
-        try:
-            started = time.monotonic()
-            good = []
-            found: dict[object, object] = {}
-
-            def deliver(query: object, outcome: object) -> None:
-                found[query] = outcome
-                at_seconds[query] = time.monotonic() - started
-
-            await source.client.read(queries, deliver)
-            good = [query for query in queries if isinstance(found[query], KafkaReading)]
-            # Coordinators and leaders are spread over three nodes, so some queries never touch the hung one.
-            assert good
-            assert all(at_seconds[query] < 2.0 for query in good), at_seconds
-            bad = [outcome for outcome in found.values() if not isinstance(outcome, KafkaReading)]
-            assert bad
-            assert all(isinstance(outcome, SourceUnavailable) for outcome in bad)
-            assert any(isinstance(outcome, SourceTimeout) for outcome in bad)
-            assert max(at_seconds.values()) < 13.0
-        finally:
-            await asyncio.to_thread(cluster.resume, 2)
-        await all_readable(source, queries)
 
 
 async def test_three_brokers_cost_a_connection_each_and_few_requests(cluster: KafkaCluster) -> None:
