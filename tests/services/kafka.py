@@ -312,8 +312,7 @@ def _format(home: Path, numbers: range) -> None:
         _java(
             "kafka.tools.StorageTool",
             "format",
-            "-t",
-            cluster,
+            f"--cluster-id={cluster}",  # as two words, an id that begins with "-", one of 64, would be an option
             "-c",
             str(home / f"node-{number}.properties"),
             *scram,
