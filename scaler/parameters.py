@@ -56,7 +56,8 @@ class Parameter:
 
     Bounds are inclusive but for `above`. A `duration` is parsed to seconds. `refused` says why a KEDA
     parameter is not supported: setting it is an error. `retired` marks a key that is accepted, ignored and
-    warned of. `allowed` are the members of an enum (each element, for a list).
+    warned of. `allowed` are the members of an enum (each element, for a list). `activation` marks the source's
+    threshold of activation, which has an effect with some policies only.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Parameter:
     aliases: tuple[str, ...] = ()
     belongs: Belongs = Belongs.TRIGGER
     secret: bool = False
+    activation: bool = False
     refused: str | None = None
     retired: str | None = None
 

@@ -279,7 +279,7 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
                 "say how many seconds a request takes on average (docs/policies.md, Sources that count nothing)"
             ),
         )
-    unused = sorted(key for key in raw if key.startswith("activation") and not _is_nothing(raw[key]))
+    unused = [one.name for one in source.parameters if one.activation and values.number(one.name)]
     if unused and policy.decides_replicas and policy is not JOBS:  # a job is for each request, so it asks the source
         named = " and ".join(unused)
         warnings += (f"{named} is for policy target; policy {policy_name} is active as soon as there is work for it",)
@@ -316,11 +316,6 @@ def merged(source_parameters: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
     """A source's parameters and ours; where both have a name, the source's counts."""
     own = {parameter.name for parameter in source_parameters}
     return source_parameters + tuple(parameter for parameter in OURS if parameter.name not in own)
-
-
-def _is_nothing(text: str) -> bool:
-    """Whether a number that was accepted is 0 or left out."""
-    return not text.strip() or float(text) == 0.0
 
 
 def metric_name(prefix: str, object_name: str) -> str:

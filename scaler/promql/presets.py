@@ -329,7 +329,13 @@ def preset_parameters(
             unit=unit,
             help=f"the metric per replica: the HPA's target with policy target; {defaults} unless set",
         ),
-        Parameter(name="activationThreshold", kind="number", default=0.0, help="active when the load is above this"),
+        Parameter(
+            name="activationThreshold",
+            activation=True,
+            kind="number",
+            default=0.0,
+            help="active when the load is above this",
+        ),
         Parameter(
             name="staleSeconds",
             kind="number",

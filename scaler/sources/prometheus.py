@@ -62,6 +62,7 @@ class Prometheus(PromQLSource[PrometheusConfig]):
         ),
         Parameter(
             name="activationThreshold",
+            activation=True,
             kind="number",
             default=0.0,
             help="active when the value is above this",

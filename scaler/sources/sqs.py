@@ -99,6 +99,7 @@ class Sqs(Source[SqsConfig, SqsQuery, SqsReading]):
         ),
         Parameter(
             name="activationQueueLength",
+            activation=True,
             kind="integer",
             minimum=0,
             default=0,

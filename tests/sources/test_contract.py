@@ -288,3 +288,17 @@ def test_an_activation_threshold_where_it_has_no_effect_is_told(source: str) -> 
     ):
         trigger = parse_trigger("team-a", "llama", plain | policy | {key: value}, Settings())
         assert any(warning.startswith(f"{key} is for policy target") for warning in trigger.warnings) is is_told
+
+
+@pytest.mark.parametrize("source", EVERY)
+def test_an_activation_threshold_from_the_environment_counts_where_it_is_the_one_that_is_read(source: str) -> None:
+    key = ACTIVATION.get(source, "activationThreshold")
+    plain = example(source, "127.0.0.1", 1) | {"policy": "slo", "waitSeconds": "30"}
+    for values, is_told in (
+        ({f"{key}FromEnv": "10"}, True),
+        ({f"{key}FromEnv": "0"}, False),
+        ({key: "10", f"{key}FromEnv": "0"}, True),
+        ({key: "0", f"{key}FromEnv": "not read"}, False),
+    ):
+        trigger = parse_trigger("team-a", "llama", plain | values, Settings())
+        assert any(warning.startswith(f"{key} is for policy target") for warning in trigger.warnings) is is_told

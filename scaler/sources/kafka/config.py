@@ -50,6 +50,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter(
         name="activationLagThreshold",
+        activation=True,
         kind="integer",
         default=0,
         minimum=0,

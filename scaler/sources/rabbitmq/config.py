@@ -139,7 +139,11 @@ PARAMETERS: tuple[Parameter, ...] = (
         help="KEDA's deprecated form of mode QueueLength with this value",
     ),
     Parameter(
-        name="activationValue", kind="number", default=0.0, help="active when the mode's value is above this, strictly"
+        name="activationValue",
+        activation=True,
+        kind="number",
+        default=0.0,
+        help="active when the mode's value is above this, strictly",
     ),
     Parameter(
         name="vhostName",
