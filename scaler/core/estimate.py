@@ -245,14 +245,7 @@ def updated(
     uncounted = not _counts(sample)
     # How busy they were while nobody looked for long, both ends of it don't tell.
     tells = elapsed_seconds <= max(_LONGEST_SECONDS, _LONGEST_INTERVALS * interval_seconds)
-    queued = tells and uncounted and known.waiting > 0
-    is_long = known.waiting > _LONG_QUEUE * known.in_flight
-    # One that the next completion ends is seen where it lasts: services would look longer.
-    is_short = known.waiting <= _SHORT_QUEUE * known.in_flight
-    if sample.in_flight is None and not blind:
-        queued = queued and not is_short
-    elif sample.in_flight is None:  # what is believed to work on it may not be there, and what never moves be stuck
-        queued = queued and is_long and (known.flow is not None or change != 0.0)
+    queued = tells and uncounted and _tells_of_queue(known, sample, change, blind=blind)
     flow: Flow | None = None
     busy_sum, done_sum, quiet = known.busy_slot_seconds, known.completions, known.quiet
     if queued and not (change < 0 and far_more(-change, busy / known.service_seconds(goals))):
@@ -308,7 +301,7 @@ def updated(
     steps = NO_STEPS
     if uncounted and not believed:
         # While a queue stands all slots work: a long one, or where nobody sees replicas any that is not about to end.
-        stands = waiting > 0 and not is_short if blind else flow is not None and is_long
+        stands = waiting > 0 and not _is_short(known) if blind else flow is not None and _is_long(known)
         steps = known.steps.broken()
         if tells and (sample.in_flight is not None or stands):
             steps = known.steps.fed(
@@ -340,21 +333,18 @@ def updated(
         if done_sum > most:
             busy_sum, done_sum = busy_sum * most / done_sum, most
 
-    waking_since = known.waking_since_seconds
-    # What is in flight may only be believed in; that something was completed is seen.
-    by_commits = sample.in_flight is None and sample.completed_total is not None
-    if waking_since is not None and (completions > 0 or (in_flight > 0 and not by_commits)):
-        told = sample.in_flight is not None or sample.completed_total is not None
-        if told and known.is_usual(elapsed_seconds):
-            seconds = now_seconds - waking_since - 0.5 * elapsed_seconds
-            if by_commits:  # what was completed had to be worked on first
-                seconds = max(seconds - known.service_seconds(goals), 0.5 * seconds)
-            cold_starts_seconds = (max(seconds, 0.1),)
-        waking_since = None
-    elif waking and waking_since is None and in_flight == 0:
-        waking_since = known.at_seconds  # the answer to the sample before is what wakes
-    elif not waking:
-        waking_since = None
+    waking_since, woke_seconds = _woken(
+        known,
+        sample,
+        goals,
+        in_flight,
+        completions,
+        waking=waking,
+        elapsed_seconds=elapsed_seconds,
+        now_seconds=now_seconds,
+    )
+    if woke_seconds is not None:
+        cold_starts_seconds = (woke_seconds,)
     cold = known.cold
     if cold_starts_seconds or phases_seconds:
         cold = cold.fed(cold_starts_seconds, phases_seconds)
@@ -548,6 +538,28 @@ def _flows(
     return arrivals, completions or 0.0, purged
 
 
+def _is_long(known: Estimates) -> bool:
+    """Whether what waited would have stood for a few services."""
+    return known.waiting > _LONG_QUEUE * known.in_flight
+
+
+def _is_short(known: Estimates) -> bool:
+    """Whether the next completions would have ended what waited."""
+    return known.waiting <= _SHORT_QUEUE * known.in_flight
+
+
+def _tells_of_queue(known: Estimates, sample: Sample, change: float, *, blind: bool) -> bool:
+    """Whether how a queue moved tells how long services take, where nobody counts."""
+    if known.waiting <= 0:
+        return False
+    if sample.in_flight is not None:
+        return True
+    if not blind:  # one that the next completion ends is seen where it lasts: services would look longer
+        return not _is_short(known)
+    # What is believed to work on it may not be there, and what never moves be stuck.
+    return _is_long(known) and (known.flow is not None or change != 0.0)
+
+
 def _queued(
     known: Estimates,
     goals: Goals,
@@ -633,6 +645,36 @@ def _served(
     completions = hidden + max(-change, 0.0)
     # A queue that ended did so on the way: from then on nobody knows.
     return (min(busy, completions * service_seconds) if waiting == 0 else busy), completions
+
+
+def _woken(
+    known: Estimates,
+    sample: Sample,
+    goals: Goals,
+    in_flight: float,
+    completions: float,
+    *,
+    waking: bool,
+    elapsed_seconds: float,
+    now_seconds: float,
+) -> tuple[float | None, float | None]:
+    """(since when a replica is waited for that nobody sees, how long that took if it is there now)."""
+    since_seconds = known.waking_since_seconds
+    # What is in flight may only be believed in; that something was completed is seen.
+    by_commits = sample.in_flight is None and sample.completed_total is not None
+    if since_seconds is not None and (completions > 0 or (in_flight > 0 and not by_commits)):
+        told = sample.in_flight is not None or sample.completed_total is not None
+        if not told or not known.is_usual(elapsed_seconds):
+            return None, None
+        seconds = now_seconds - since_seconds - 0.5 * elapsed_seconds
+        if by_commits:  # what was completed had to be worked on first
+            seconds = max(seconds - known.service_seconds(goals), 0.5 * seconds)
+        return None, max(seconds, 0.1)
+    if not waking:
+        return None, None
+    if since_seconds is None and in_flight == 0:
+        since_seconds = known.at_seconds  # the answer to the sample before is what wakes
+    return since_seconds, None
 
 
 def far_more(count: float, likely: float) -> bool:
