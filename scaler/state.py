@@ -185,6 +185,7 @@ class StateFile:
         self._ran_from = 0.0  # ... when this process's clock showed this
         self._alone_since = clock()  # since then nobody else, nor this process, has written
         self._dumped: dict[Key, float] = {}
+        self._undumped: dict[Key, _Last] = {}  # whose decision is in the file, and what was learned with it not yet
         self._prune_in = 0
         self._undumpable: set[str] = set()
         self._failing = False
@@ -329,6 +330,8 @@ class StateFile:
             now = self._clock()
             lasts, self._lasts = self._lasts, {}
             rows, self._rows = self._rows, []
+        # Of whom nothing was read since, too: else an orderly end would lose what was learned last.
+        lasts = {key: held for key, held in self._undumped.items() if last or now >= self._due(key)} | lasts
         try:
             connection = self._open()
             with connection:  # first what matters more: where the disk is full, a restart must not go back to hours ago
@@ -481,10 +484,13 @@ class StateFile:
         decision = newest.decision
         workload = self._id(connection, key)
         learned = None
-        due = self._dumped.get(key, float("-inf")) + self._settings.learned_seconds
-        if newest.state is not None and (last or newest.clock_at >= due) and isinstance(newest.policy, Durable):
-            self._dumped[key] = newest.clock_at
-            learned = self._dump(newest)
+        self._undumped.pop(key, None)
+        if newest.state is not None and isinstance(newest.policy, Durable):
+            if last or self._clock() >= self._due(key):
+                self._dumped[key] = self._clock()
+                learned = self._dump(newest)
+            else:
+                self._undumped[key] = newest
         connection.execute(
             "INSERT INTO last (workload, at, active, metric_value, target_value, desired, learned, ran) "
             "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (workload) DO UPDATE SET at=excluded.at, active=excluded.active, "
@@ -501,6 +507,10 @@ class StateFile:
                 self._ran(newest.clock_at),
             ),
         )
+
+    def _due(self, key: Key) -> float:
+        """When what was learned is to be written next, by the process's clock."""
+        return self._dumped.get(key, float("-inf")) + self._settings.learned_seconds
 
     def _dump(self, newest: _Last) -> str | None:
         assert isinstance(newest.policy, Durable)  # the caller has seen it
@@ -535,6 +545,7 @@ class StateFile:
             del self._written[key]  # expired workloads; a living one writes at least once a minute
             self._ids.pop(key, None)
             self._dumped.pop(key, None)
+            self._undumped.pop(key, None)
         with connection:
             connection.execute(
                 "DELETE FROM observation WHERE id IN (SELECT id FROM observation ORDER BY id LIMIT ?) "

@@ -151,11 +151,31 @@ def test_what_a_policy_remembers_is_never_later_than_now_whatever_clocks_showed(
     assert found.state == (5, pytest.approx(at))
 
 
+@pytest.mark.parametrize("ended", [True, False], ids=["at the end", "once it is due"])
+def test_what_was_learned_last_is_written_although_nothing_was_read_since(tmp_path: Path, *, ended: bool) -> None:
+    """After 5 s, and at an orderly end: it was left out where its decision had been written before."""
+    times, folder = Times(clock=50.0, wall=1_000_000.0), tmp_path / "copy"
+    with opened(tmp_path / "state", StateSettings(commit_seconds=0.02, learned_seconds=5.0), times=times) as state:
+        for count in (1, 2, 3):
+            times.go(1.0)
+            keep(state, count, desired=count)
+            wait_for_commit(state)
+        if not ended:
+            times.go(5.0)
+            wait_for_commit(state)
+            shutil.copytree(tmp_path / "state", folder)
+    with opened(tmp_path / "state" if ended else folder) as state:
+        found = state.restored(KEY, Counting())
+    assert found is not None
+    assert (found.decision.desired_replicas, found.state[0]) == (3, 3)
+
+
 async def test_what_was_learned_is_written_although_the_wall_clock_steps_back(tmp_path: Path) -> None:
     times = Times(clock=50.0, wall=1_000_000.0)
     with opened(tmp_path, StateSettings(commit_seconds=0.02, learned_seconds=5.0), times=times) as state:
         keep(state)
-        await until(lambda: state.commits > 0 and state.waiting == 0)
+        commits = state.commits
+        await until(lambda: state.commits > commits + 1)
         times.now, times.wall_now = 60.0, 996_410.0
         keep(state, 6)
         commits = state.commits
@@ -244,7 +264,7 @@ def test_a_file_that_does_not_tell_how_long_the_service_ran_is_set_aside(tmp_pat
     _altered(tmp_path / FILE_NAME, "UPDATE observation SET ran = 'long'")
     with capture_logs() as logs, opened(tmp_path) as state:
         keep(state, 6)
-        wait(lambda: state.commits > 0)
+        wait_for_commit(state)
     assert [log["event"] for log in logs if log["log_level"] == "error"] == ["state_set_aside"]
     with opened(tmp_path) as state:
         found = state.restored(KEY, Counting())
@@ -258,7 +278,7 @@ def test_a_folder_that_cannot_be_written_is_still_read(tmp_path: Path, *, killed
     folder, whole = tmp_path / "copy", tmp_path / "state"
     with opened(whole) as state:
         keep(state, 5)
-        wait(lambda: state.commits > 1 and state.waiting == 0)
+        wait_for_commit(state)
         if killed:  # what a crash leaves: the log, too
             shutil.copytree(whole, folder)
     if not killed:
@@ -304,7 +324,7 @@ def test_on_a_full_disk_what_was_learned_is_read_and_written_on_once_there_is_ro
     with opened(whole) as state:
         keep(state, 5)
         keep(state, 7, others)
-        wait(lambda: state.commits > 1 and state.waiting == 0)
+        wait_for_commit(state)
         if before == "killed":  # what a crash leaves: the log, too
             shutil.copytree(whole, folder)
     if before != "killed":
@@ -320,7 +340,7 @@ def test_on_a_full_disk_what_was_learned_is_read_and_written_on_once_there_is_ro
         assert found is not None
         assert found.state[0] == 5
         keep(state, 6)
-        wait(lambda: state.commits > 0)
+        wait_for_commit(state)
         state.close()
     assert [log["event"] for log in logs] == ["state_restored", "state_not_written", "state_written_again"]
     with opened(folder) as state:
@@ -334,7 +354,7 @@ def test_a_recording_is_read_where_nothing_can_be_written(tmp_path: Path, *, kil
     with opened(whole) as state:
         keep(state, 5)
         keep(state, 7)
-        wait(lambda: state.commits > 1 and state.waiting == 0)
+        wait_for_commit(state)
         if killed:
             shutil.copytree(whole, folder)
     if not killed:
@@ -482,9 +502,11 @@ def test_what_is_deleted_while_it_is_written_is_made_anew_and_told(tmp_path: Pat
 def test_a_file_that_breaks_while_it_is_written_is_set_aside(tmp_path: Path) -> None:
     with capture_logs() as logs, opened(tmp_path) as state:
         keep(state, 1)
-        wait(lambda: state.commits > 0)
-        for part in tmp_path.glob(f"{FILE_NAME}*"):
-            part.write_bytes(Random(3).randbytes(max(part.stat().st_size, 9_000)))
+        wait_for_commit(state)
+        # In place, and the index of the log last: until then SQLite, which has it mapped, may find the rest as it was.
+        for part in sorted(tmp_path.glob(f"{FILE_NAME}*"), key=lambda part: part.name.endswith("-shm")):
+            with part.open("r+b") as file:
+                file.write(Random(3).randbytes(max(part.stat().st_size, 9_000)))
         for count in range(2, 400):
             keep(state, count)
             time.sleep(0.002)
@@ -503,6 +525,12 @@ def wait(condition: Any, seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def wait_for_commit(state: StateFile) -> None:
+    """Until what was kept so far is in the file: a commit that is under way may have begun before it."""
+    commits = state.commits
+    wait(lambda: state.commits > commits + 1)
 
 
 def test_a_folder_that_cannot_be_made_is_told_once_and_stops_nothing(tmp_path: Path) -> None:
@@ -537,7 +565,7 @@ def test_a_policy_that_cannot_dump_its_state_costs_the_others_nothing(tmp_path: 
 def test_two_processes_never_write_one_file(tmp_path: Path) -> None:
     with opened(tmp_path) as first:
         keep(first, 1, desired=1)
-        wait(lambda: first.commits > 0)
+        wait_for_commit(first)
         with capture_logs() as logs, opened(tmp_path) as second:
             keep(second, 2, desired=2)
             wait(lambda: logs)
@@ -600,7 +628,7 @@ def test_what_is_older_than_the_limit_goes(tmp_path: Path) -> None:
     with opened(tmp_path, times=times) as state:
         keep(state, 1)
         keep(state, 1, ("team-b", "gone", "s", "p"))
-        wait(lambda: state.commits > 0 and state.waiting == 0)
+        wait_for_commit(state)
         times.go(29 * 86_400)
         keep(state, 2)
     times = Times(clock=7.0, wall=times.wall_now)  # restarted: what came before counts on
@@ -631,7 +659,7 @@ def test_a_wall_clock_that_steps_deletes_nothing_and_hides_nothing(tmp_path: Pat
             times.go(1.0)
             keep(state, count)
         keep(state, 1, ("team-b", "quiet", "s", "p"))
-        wait(lambda: state.commits > 0 and state.waiting == 0)
+        wait_for_commit(state)
         times.wall_now += step
         times.go(1.0)
         keep(state, 5)
@@ -657,7 +685,7 @@ def test_what_a_clock_that_was_fast_stamped_crowds_nothing_out(tmp_path: Path, m
     with opened(tmp_path, times=times) as state:
         for number in range(3):
             keep(state, 1, ("team-a", f"early-{number}", "s", "p"))
-        wait(lambda: state.commits > 0 and state.waiting == 0)
+        wait_for_commit(state)
         times.wall_now -= YEAR
         times.go(10.0)
         keep(state, 2)
@@ -688,7 +716,7 @@ def test_a_process_that_waited_for_the_file_counts_on_from_when_the_other_ended(
     with opened(tmp_path, times=times) as first:
         times.go(2.0)
         keep(first, 1)
-        wait(lambda: first.commits > 0 and first.waiting == 0)
+        wait_for_commit(first)
         with capture_logs() as logs, opened(tmp_path, times=times) as second:
             times.go(3.0)
             keep(second, 2)  # the first sees this, too
@@ -762,7 +790,7 @@ def test_a_recording_tells_what_was_read_and_answered(tmp_path: Path) -> None:
     with opened(tmp_path) as state:
         state.keep(KEY, Counting(), decision=decision(4), state=None, sample=read, view=view, dry_run_desired=2)
         keep(state, 3, ("team-a", "other", "s", "p"))
-        wait(lambda: state.commits > 0)
+        wait_for_commit(state)
         while_written = rows(tmp_path)
     assert while_written == rows(tmp_path / FILE_NAME)
     assert while_written == [
