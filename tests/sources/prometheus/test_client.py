@@ -416,10 +416,11 @@ async def test_a_server_that_drips_is_cut_at_the_deadline(silent: str) -> None:
         port = server.sockets[0].getsockname()[1]
         found = local(port, scheme="https" if silent == "handshake" else "http")
         started = time.monotonic()
-        async with open_client(found, context(read_timeout_seconds=0.4)) as client:
+        # Within this, on a busy machine too, the client has made its TLS context and connected.
+        async with open_client(found, context(read_timeout_seconds=1.5)) as client:
             (outcome,) = await outcomes(client, Question(text="up"))
             assert isinstance(outcome, SourceTimeout), outcome
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 5
             await until(lambda: not client._busy)
         async with asyncio.timeout(5):
             await gone.wait()
