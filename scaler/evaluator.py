@@ -860,7 +860,8 @@ class Evaluator:
         The replicas that are there were started for the other answer: it is not shown them, but how long they took.
 
         Dry runs of one ScaledObject are sized together, as they would be if they were none. What they would have cost,
-        and what was answered, is counted once: to the trigger whose reading ends the time in question.
+        and what the answers cost, is counted once: to the trigger whose reading ends the time in question. Where
+        replicas are seen these are the cost: the HPA's window and KEDA's cooldown keep more than is asked for.
         """
         trigger, now, trial = workload.trigger, decision.at_seconds, workload.scaled_object.trial
         together = _sized_with(workload, _trial_memory)
@@ -868,6 +869,8 @@ class Evaluator:
         latest = max((one.dry_run for one in group if one.dry_run is not None), key=lambda one: one.at)
         # The HPA takes the largest of several answers.
         answered = max((one.memory.last.desired_replicas for one in group if one.memory.last is not None), default=None)
+        if view is not None:
+            answered = view.alive + view.terminating
         if latest.memory.last is not None and answered is not None:
             # A gap in the readings is no time: nobody knows what would have been.
             seconds = min(max(now - latest.at, 0.0), self._patience(workload)) if latest.at > -math.inf else 0.0

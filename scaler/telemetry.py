@@ -339,7 +339,7 @@ _SERIES: tuple[tuple[str, str, Callable[[WorkloadFacts], float | None]], ...] = 
     ),
     (
         "scaler_dry_run_answered_gpu_seconds",
-        "GPU-seconds that the answers asked for since the dry run began.",
+        "GPU-seconds of replicas since the dry run began: of those reported, else of those asked for.",
         lambda facts: facts.dry_run.answered_gpu_seconds if facts.dry_run else None,
     ),
     (

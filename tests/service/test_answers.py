@@ -458,6 +458,21 @@ def test_a_dry_run_asks_for_the_same_whatever_replicas_serve_the_other_answer(
     assert costs[0] == costs[1] == costs[2] > 0
 
 
+def test_where_replicas_are_reported_these_are_what_the_answers_of_a_dry_run_cost() -> None:
+    """The HPA's window and KEDA's cooldown keep more than is asked for; slo was told to cost three times as much."""
+    bench = Bench()
+    pair = [bench.workload(name, dryRun="true", **SLO) for name in ("orders", "mails")]
+    for at in range(10):
+        now = bench.clock.now
+        if at >= 4:  # until then nobody sees any: five for each of 20 requests are asked for
+            view = ReplicaView(at_seconds=now, ready=16, starting_at_seconds=(now, now), terminating=1)
+            bench.evaluator.report("team-a", "llama", view)
+        bench.read(pair[0], 20.0)
+    bench.read(pair[1], 20.0)
+    seen = [one.watched for one in pair]
+    assert sum(one.answered_gpu_seconds for one in seen if one is not None) == 3 * 4 + 7 * 19
+
+
 def test_dry_runs_that_are_sized_together_are_told_the_reported_cold_starts_too() -> None:
     asked = []
     for reported in ((), (200.0, 200.0)):
