@@ -260,7 +260,8 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
         if not values.problems:
             goals = replace(goals, target_value=source.target(config))
         for field, expected in (*policy.problems(goals), *(() if dry_run is None else dry_run.problems(goals))):
-            values.problem(field, expected)
+            if not values.failed(field):  # what can't be read is not missing
+                values.problem(field, expected)
     if values.problems or policy is None:
         raise TriggerInvalid(tuple(values.problems), subject=subject)
     if refusal is None:

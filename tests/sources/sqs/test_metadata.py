@@ -216,6 +216,22 @@ def test_all_that_may_not_be_said_is_named_at_once() -> None:
         assert name in str(trigger.refusal)
 
 
+@pytest.mark.parametrize("key", ["queueURL", "awsEndpoint", "awsCloudWatchEndpoint", "awsStsEndpoint"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(TriggerInvalid) as found:
+        parse(GOOD | {key: "https://user:hidden@sqs.eu-west-1.amazonaws.com/123456789012/orders"})
+    assert [problem.field for problem in found.value.problems] == [key]
+    assert "hidden" not in str(found.value)
+    assert "user and password" in str(found.value)
+
+
+def test_a_table_that_cannot_be_read_is_not_said_to_be_missing() -> None:
+    with pytest.raises(TriggerInvalid) as found:
+        parse(GOOD | {"policy": "steps", "steps": "1:2,1:3"})
+    assert [problem.field for problem in found.value.problems] == ["steps"]
+    assert "required" not in str(found.value)
+
+
 @pytest.mark.parametrize("region", ["eu west 1", "eu-west-1/", "EU", "x" * 33, "eu.example"])
 def test_what_is_no_region_is_told_by_its_name(region: str) -> None:
     with pytest.raises(TriggerInvalid) as found:
