@@ -257,6 +257,7 @@ def scaler_of(case: Case) -> Scaler:
         stock = stock_keda(chance, fast=name == "keda-fast")
         return replace(
             stock,
+            target=case.target_value,
             keda=replace(stock.keda, max_replicas=case.max_replicas),
             hpa=replace(stock.hpa, max_replicas=case.max_replicas),
         )

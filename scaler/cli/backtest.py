@@ -35,6 +35,7 @@ _TRACE_HELP = (
 
 # Each slot of a replica that is there from the start takes memory.
 _MOST_SLOTS = 1_000_000
+_BY_THRESHOLD = frozenset({"keda", "keda-fast", "target", "utilization"})
 _MAX_REPLICAS = 100  # KEDA's maxReplicaCount unless it is said
 # A run decides every few seconds while a replica starts.
 _LONGEST_COLD_START_SECONDS = 7 * 86_400.0
@@ -60,9 +61,14 @@ def one(
     concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="requests a replica works on at once")] = 1,
     threshold: Annotated[
         float | None,
-        typer.Option(help="metric per replica: requests for target (5), percent in use for utilization (80)"),
+        typer.Option(
+            help="metric per replica: requests for target, keda and keda-fast (5), percent in use for utilization (80)"
+        ),
     ] = None,
     replicas: Annotated[int | None, typer.Option(min=1, max=10_000, help="how many, for policy fixed")] = None,
+    max_replicas: Annotated[
+        int, typer.Option(min=1, max=10_000, help="the most that any policy but fixed may have")
+    ] = _MAX_REPLICAS,
     steps: Annotated[str | None, typer.Option(help='the table of policy steps: "1:2,6:5,21:10"')] = None,
     service: Annotated[float | None, typer.Option(help="mean service seconds, for a pattern; else 10")] = None,
     days: Annotated[float | None, typer.Option(help="length, for a pattern; else 1")] = None,
@@ -71,8 +77,9 @@ def one(
         typer.Option(help="run it as a ScaledJob: default, custom, accurate or eager; policies are jobs and keda"),
     ] = None,
     requests_per_job: Annotated[
-        int, typer.Option(min=0, help="with --job-strategy: requests after which a job ends; 0: when nothing waits")
-    ] = 1,
+        int | None,
+        typer.Option(min=0, help="with --job-strategy: requests after which a job ends (1); 0: when nothing waits"),
+    ] = None,
     score_from: Annotated[
         float | None,
         typer.Option(help="seconds from which requests and GPU-seconds count; else 600, or five cold starts"),
@@ -97,17 +104,17 @@ def one(
         raise PilotlightError(
             f"--cold-start is {cold_start:g}; it must be at most {_LONGEST_COLD_START_SECONDS:g} seconds"
         )
-    if (replicas or 1) * concurrency > _MOST_SLOTS:
-        raise PilotlightError(
-            f"--replicas is {replicas} and --concurrency {concurrency}; their product must be at most {_MOST_SLOTS:,}"
-        )
+    for name, count in (("--replicas", replicas or 1), ("--max-replicas", max_replicas)):
+        if count * concurrency > _MOST_SLOTS and count > 1:
+            raise PilotlightError(
+                f"{name} is {count} and --concurrency {concurrency}; their product must be at most {_MOST_SLOTS:,}"
+            )
     if recorded is None and (workload is not None or source is not None):
         raise PilotlightError("--workload and --source go with --recorded")
     if recorded is not None and (trace is not None or workload is None):
         raise PilotlightError("--recorded goes with --workload namespace/name, and without --trace")
     if recorded is None and trace is None:
         raise PilotlightError(f"--trace is required, or --recorded: {_TRACE_HELP}")
-    max_replicas = _MAX_REPLICAS
     table, (wait_seconds, attainment) = _steps(steps), _promise(slo)
     from scaler.backtest.folders import prepared, written  # noqa: PLC0415 - heavy imports only where the verb runs
 
@@ -157,7 +164,7 @@ def one(
             days=1.0 if days is None else days,
             keep_timeline=out is not None and seed == 1,
             job_strategy=job_strategy,
-            requests_per_job=requests_per_job or None,
+            requests_per_job=1 if requests_per_job is None else requests_per_job or None,
         )
         for name in policy or (["slo", "keda"] if job_strategy is None else ["jobs", "keda"])
         for seed in range(1, seeds + 1)
@@ -173,6 +180,15 @@ def one(
             f'"{workload or cases[0].trace}" is a trace, not a pattern' + (f"; {instead}" if instead else ""),
             err=True,
         )
+    bases = {case.scaler.partition("+")[0] for case in cases}
+    for name, is_given, has_effect, is_for in (
+        ("--threshold", threshold is not None, bases & _BY_THRESHOLD, "policies " + ", ".join(sorted(_BY_THRESHOLD))),
+        ("--replicas", replicas is not None, "fixed" in bases, "policy fixed"),
+        ("--steps", steps is not None, "steps" in bases, "policy steps"),
+        ("--requests-per-job", requests_per_job is not None, job_strategy is not None, "--job-strategy"),
+    ):
+        if is_given and not has_effect:
+            typer.echo(f"warning: {name} has no effect: it is for {is_for}", err=True)
     runs = list(_with_progress(cases))
     order = {case: index for index, case in enumerate(cases)}
     runs.sort(key=lambda pair: order[pair[0]])

@@ -471,6 +471,51 @@ def test_a_trace_that_is_cut_short_says_so(trace_file: Path) -> None:
         read_trace(trace_file)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--policy slo --threshold 3", "--threshold has no effect: it is for policies keda, keda-fast, target, util"),
+        ("--policy slo --replicas 3", "--replicas has no effect: it is for policy fixed"),
+        ("--policy slo --steps 1:2", "--steps has no effect: it is for policy steps"),
+        ("--policy slo --requests-per-job 4", "--requests-per-job has no effect: it is for --job-strategy"),
+        ("--policy keda --threshold 3", None),
+        ("--policy utilization+burst --threshold 70", None),
+        ("--policy slo --policy fixed --replicas 3", None),
+        ("--policy steps --steps 1:2", None),
+        ("--job-strategy default --requests-per-job 4", None),
+    ],
+)
+def test_what_no_policy_named_asks_for_is_told(words: str, said: str | None, trace_file: Path) -> None:
+    done = CliRunner().invoke(build_app(), ["backtest", "--trace", str(trace_file), *words.split()])
+    assert done.exit_code == 0, done.output
+    told = [line for line in done.stderr.splitlines() if "no effect" in line]
+    assert len(told) == (said is not None)
+    assert all(line.startswith(f"warning: {said}") for line in told)
+
+
+def test_keda_has_the_threshold_that_is_said() -> None:
+    words = ["backtest", "--trace", "bursts:", "--days", "0.1", "--policy", "keda", "--policy", "keda-fast", "--json"]
+    plain, few = (
+        json.loads(CliRunner().invoke(build_app(), [*words, *more]).stdout) for more in ([], ["--threshold", "1"])
+    )
+    assert all(one["gpu_seconds"] > 2 * other["gpu_seconds"] for one, other in zip(few, plain, strict=True))
+
+
+def test_no_policy_but_fixed_has_more_replicas_than_it_may() -> None:
+    words = ["backtest", "--trace", "poisson:rate_per_second=1", "--days", "0.05", "--service", "20", "--json"]
+    shares = []
+    for most in (5, 40):
+        done = CliRunner().invoke(
+            build_app(),
+            [*words, "--policy", "slo", "--policy", "fixed", "--replicas", "40", "--max-replicas", str(most)],
+        )
+        shares.append([row["share_in_time"] for row in json.loads(done.stdout)])
+    (short, fixed), (enough, _) = shares
+    assert short < 0.3
+    assert enough > 0.8
+    assert fixed > 0.95
+
+
 def test_fixed_runs_with_so_many_replicas(trace_file: Path) -> None:
     words = ["backtest", "--trace", str(trace_file), "--policy", "fixed", "--replicas", "3", "--json"]
     (row,) = json.loads(CliRunner().invoke(build_app(), words).stdout)
