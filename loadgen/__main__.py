@@ -38,6 +38,7 @@ from scaler.console import fail, run_app
 from scaler.errors import quoted
 from scaler.loads import Length, TraceInvalid, pattern_load, read_trace
 from scaler.simulator.arrivals import Arrival, Service, replay
+from scaler.simulator.keda import OUR_BEHAVIOR
 from scaler.simulator.rules import KedaSpec
 
 app = typer.Typer(
@@ -93,6 +94,10 @@ def run(
     sync: Annotated[float, _number("the HPA's sync period, seconds", least=0.1)] = 15.0,
     minimum: Annotated[int, typer.Option(min=0, help="minReplicaCount")] = 0,
     maximum: Annotated[int, typer.Option(min=1, help="maxReplicaCount")] = 100,
+    fast_behavior: Annotated[
+        bool,
+        typer.Option("--fast-behavior", help="the HPA's behavior of deploy/examples/llama-slo.yaml, not KEDA's none"),
+    ] = False,
     push: Annotated[bool, typer.Option(help="type external-push")] = True,
     within: Annotated[float | None, _number("the promised wait, seconds")] = None,
     settle: Annotated[float, _number("longest wait for zero after the load, seconds")] = 600.0,
@@ -101,6 +106,7 @@ def run(
 ) -> None:
     """Run a load, simulated GPU pods and KEDA's loops against an external scaler."""
     arrivals = _arrivals(load, trace=trace, duration=duration, service=service, variation=variation, seed=seed)
+    keda = KedaSpec(min_replicas=minimum, max_replicas=maximum, polling_seconds=poll, cooldown_seconds=cooldown)
     plan = Plan(
         endpoint=_endpoint(queue),
         arrivals=arrivals,
@@ -108,7 +114,8 @@ def run(
             namespace=namespace,
             name=name,
             triggers=(Trigger(metadata=dict(_pair(item) for item in metadata), push=push),),
-            keda=KedaSpec(min_replicas=minimum, max_replicas=maximum, polling_seconds=poll, cooldown_seconds=cooldown),
+            keda=keda,
+            hpa=keda.hpa(behavior=OUR_BEHAVIOR if fast_behavior else None),
             hpa_sync_seconds=sync,
         ),
         scaler_address=scaler,
