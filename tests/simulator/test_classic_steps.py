@@ -6,13 +6,15 @@ import random
 import re
 
 import pytest
+import yaml
 
 from scaler.core.model import Goals
 from scaler.policies.steps import POLICY
+from scaler.settings import FileSettings, resolve
 from scaler.simulator.arrivals import Arrival
 from scaler.simulator.controllers import Pilot
 from scaler.simulator.world import Outcome, World, WorldSpec, cold_start
-from scaler.trigger import parse_steps
+from scaler.trigger import parse_steps, parse_trigger
 from tests.services import REPOSITORY
 
 PAGE = (REPOSITORY / "docs/examples/queue-steps.md").read_text(encoding="utf-8")
@@ -42,6 +44,17 @@ def edges() -> list[tuple[int, int]]:
     for first, last, more, replicas in ROWS:
         found += [(int(first), int(replicas)), (int(last or (500 if more else first)), int(replicas))]
     return found
+
+
+def test_the_page_s_metadata_is_taken_as_it_stands() -> None:
+    """With a connection of the name that it gives, as an operator sets one up: it named a region beside it."""
+    found = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    assert found is not None
+    ((trigger,),) = yaml.safe_load(found.group(1)).values()
+    of_aws = {"source": "sqs", "namespaces": ["*"], "set": {"awsRegion": "eu-central-1", "awsAmbientIdentity": True}}
+    given = FileSettings.model_validate({"connections": {trigger["metadata"]["connection"]: of_aws}})
+    parsed = parse_trigger("team-a", "documents", trigger["metadata"], resolve(given, {}, where="test"))
+    assert (parsed.policy_name, parsed.refusal, parsed.warnings) == ("steps", None, ())
 
 
 def test_the_page_has_the_classic_table() -> None:
