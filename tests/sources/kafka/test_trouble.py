@@ -83,7 +83,7 @@ async def test_a_hung_broker_holds_up_only_what_needs_it(cluster: KafkaCluster) 
 async def test_a_broker_restarts(cluster: KafkaCluster) -> None:
     """Node by node: some hold coordinators, some hold leaders; what is read afterwards is right."""
     topic, groups = unique("orders"), [unique("group") for _ in range(6)]
-    await cluster.create_topic(topic, partitions=6, replication=1)
+    await cluster.create_topic(topic, nodes=[1, 2, 3] * 2)  # a node that was away a moment ago would be left out
     for partition in range(6):
         await produce(cluster.bootstrap, topic, 2, partition=partition)
     for group in groups:
@@ -127,7 +127,7 @@ async def test_leaders_and_coordinators_move(cluster: KafkaCluster) -> None:
 
 async def test_three_brokers_cost_a_connection_each_and_few_requests(cluster: KafkaCluster) -> None:
     topic = unique("orders")
-    await cluster.create_topic(topic, partitions=12, replication=1)
+    await cluster.create_topic(topic, nodes=[1, 2, 3] * 4)
     queries = [KafkaQuery(unique("group"), (topic,), earliest=False) for _ in range(300)]
     async with reader({"bootstrapServers": cluster.bootstrap, "consumerGroup": "g"}) as source:
         await all_readable(source, queries)
