@@ -867,10 +867,11 @@ class Evaluator:
         together = _sized_with(workload, _trial_memory)
         group = (workload, *together)
         latest = max((one.dry_run for one in group if one.dry_run is not None), key=lambda one: one.at)
-        # The HPA takes the largest of several answers.
-        answered = max((one.memory.last.desired_replicas for one in group if one.memory.last is not None), default=None)
         if view is not None:
-            answered = view.alive + view.terminating
+            answered: int | None = view.alive + view.terminating
+        else:  # the HPA takes the largest of several answers
+            lasts = (one.memory.last for one in group)
+            answered = max((last.desired_replicas for last in lasts if last is not None), default=None)
         if latest.memory.last is not None and answered is not None:
             # A gap in the readings is no time: nobody knows what would have been.
             seconds = min(max(now - latest.at, 0.0), self._patience(workload)) if latest.at > -math.inf else 0.0

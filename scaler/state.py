@@ -331,12 +331,12 @@ class StateFile:
             lasts, self._lasts = self._lasts, {}
             rows, self._rows = self._rows, []
         # Of whom nothing was read since, too: else an orderly end would lose what was learned last.
-        lasts = {key: held for key, held in self._undumped.items() if last or now >= self._due(key)} | lasts
+        lasts = {key: held for key, held in self._undumped.items() if last or self._is_due(key, now)} | lasts
         try:
             connection = self._open()
             with connection:  # first what matters more: where the disk is full, a restart must not go back to hours ago
                 for key, newest in lasts.items():
-                    self._upsert(connection, key, newest, last=last)
+                    self._upsert(connection, key, newest, now, last=last)
             for start in range(0, len(rows), _ROWS_AT_ONCE):
                 with connection:
                     for key, row in rows[start : start + _ROWS_AT_ONCE]:
@@ -480,14 +480,14 @@ class StateFile:
             (self._id(connection, key), at, *values, self._run_number, self._ran(clock_at)),
         )
 
-    def _upsert(self, connection: sqlite3.Connection, key: Key, newest: _Last, *, last: bool) -> None:
+    def _upsert(self, connection: sqlite3.Connection, key: Key, newest: _Last, now: float, *, last: bool) -> None:
         decision = newest.decision
         workload = self._id(connection, key)
         learned = None
         self._undumped.pop(key, None)
         if newest.state is not None and isinstance(newest.policy, Durable):
-            if last or self._clock() >= self._due(key):
-                self._dumped[key] = self._clock()
+            if last or self._is_due(key, now):
+                self._dumped[key] = now
                 learned = self._dump(newest)
             else:
                 self._undumped[key] = newest
@@ -508,9 +508,9 @@ class StateFile:
             ),
         )
 
-    def _due(self, key: Key) -> float:
-        """When what was learned is to be written next, by the process's clock."""
-        return self._dumped.get(key, float("-inf")) + self._settings.learned_seconds
+    def _is_due(self, key: Key, now: float) -> bool:
+        """Whether what was learned is to be written again, at `now` by the process's clock."""
+        return now >= self._dumped.get(key, float("-inf")) + self._settings.learned_seconds
 
     def _dump(self, newest: _Last) -> str | None:
         assert isinstance(newest.policy, Durable)  # the caller has seen it

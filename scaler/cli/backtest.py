@@ -105,7 +105,7 @@ def one(
             f"--cold-start is {cold_start:g}; it must be at most {_LONGEST_COLD_START_SECONDS:g} seconds"
         )
     for name, count in (("--replicas", replicas or 1), ("--max-replicas", max_replicas)):
-        if count * concurrency > _MOST_SLOTS and count > 1:
+        if count * concurrency > _MOST_SLOTS:
             raise PilotlightError(
                 f"{name} is {count} and --concurrency {concurrency}; their product must be at most {_MOST_SLOTS:,}"
             )

@@ -139,15 +139,14 @@ class Sqs(Source[SqsConfig, SqsQuery, SqsReading]):
         """Check the queue's URL by KEDA's rule, the endpoints, and that somebody signs the requests."""
         url = values.text("queueURL") or ""
         queue, account = _queue_name(url)
-        if "@" in url:  # where it may hold a password, the value is not repeated
-            values.problem("queueURL", "it may not hold user and password; use a connection, or awsAccessKeyIDFromEnv")
-        elif url and queue is None:
+        for name in ("queueURL", "awsEndpoint", "awsCloudWatchEndpoint", "awsStsEndpoint"):
+            if "@" in (values.text(name) or ""):  # where it may hold a password, the value is not repeated
+                values.problem(name, "it may not hold user and password; use a connection, or awsAccessKeyIDFromEnv")
+        if url and queue is None and not values.failed("queueURL"):
             values.problem("queueURL", "expected a queue name, or a URL that ends in /account/name", value=url)
         for name in ("awsEndpoint", "awsCloudWatchEndpoint", "awsStsEndpoint"):
             endpoint = values.text(name)
-            if endpoint is not None and "@" in endpoint:
-                values.problem(name, "it may not hold user and password; use a connection, or awsAccessKeyIDFromEnv")
-            elif endpoint is not None and not _is_http_url(endpoint):
+            if endpoint is not None and not values.failed(name) and not _is_http_url(endpoint):
                 values.problem(name, "expected a URL such as http://localstack:4566", value=endpoint)
         identity = parse_identity(values)
         if identity is None and not any(values.failed(name) for name in ("awsAccessKeyID", "awsSecretAccessKey")):

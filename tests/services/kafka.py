@@ -34,7 +34,7 @@ from tests.services.process import LOOPBACK, ServerProcess, ServiceUnavailableEr
 from tests.services.tokens import TokenIssuer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 USERS = {"alice": "alice-secret", "bob": "bob-secret"}
@@ -75,9 +75,7 @@ class Kafka:
         `nodes`: the only replica of partition i is on node `nodes[i]`, which leads it for good. Without it the cluster
         places `partitions` of `replication` replicas as it likes: the first is on a node of its choice.
         """
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap, request_timeout_ms=ADMIN_TIMEOUT_MILLISECONDS)
-        await admin.start()
-        try:
+        async with self._admin() as admin:
             placed = {"replica_assignments": {i: [node] for i, node in enumerate(nodes)}} if nodes is not None else {}
             counts = (-1, -1) if nodes is not None else (partitions, replication)
             topic = NewTopic(name, *counts, topic_configs=dict(configs or {}), **placed)
@@ -85,24 +83,23 @@ class Kafka:
             for _, code, message in answer.topic_errors:
                 if code:
                     raise RuntimeError(f"topic {name} was not created: error {code}: {message}")
-        finally:
-            await admin.close()
 
     async def coordinators(self, groups: Iterable[str]) -> dict[str, int]:
         """The node that coordinates each group; a group need not exist to have one."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap, request_timeout_ms=ADMIN_TIMEOUT_MILLISECONDS)
-        await admin.start()
-        try:
+        async with self._admin() as admin:
             return {group: await admin.find_coordinator(group) for group in groups}
-        finally:
-            await admin.close()
 
     async def delete_topic(self, name: str) -> None:
         """Delete a topic."""
+        async with self._admin() as admin:
+            await admin.delete_topics([name], timeout_ms=ADMIN_TIMEOUT_MILLISECONDS)
+
+    @contextlib.asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap, request_timeout_ms=ADMIN_TIMEOUT_MILLISECONDS)
         await admin.start()
         try:
-            await admin.delete_topics([name], timeout_ms=ADMIN_TIMEOUT_MILLISECONDS)
+            yield admin
         finally:
             await admin.close()
 
