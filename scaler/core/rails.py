@@ -68,9 +68,9 @@ def keep_busy(
 ) -> tuple[float, Step | None]:
     """Scale-in never goes below what requests in flight occupy: their replicas would be killed or drained.
 
-    Where nobody sees any and nothing is remembered (a restart) none is let go all the same: of those that a table of
-    steps may have asked for, or one. Where it asks for some, these are the answer: they may well be what is there, and
-    the concurrency of a policy that does not ask for it a guess.
+    Where nobody sees any and nothing is remembered (a restart), there are at least the fewest that are ever asked for:
+    those of a table's first row, else one. To take more for there would answer little waiting with more replicas than
+    much, of which the policy says how many it wants.
     """
     if not sample.in_flight:
         return desired, None
@@ -78,9 +78,9 @@ def keep_busy(
     if desired >= busy:
         return desired, None
     there = current(view, last)
-    if there is None and desired < 1.0:
-        there = max([1, *(row.replicas for row in goals.steps)])
-    if there is None or desired >= there:
+    if there is None:
+        there = goals.steps[0].replicas if goals.steps else 1
+    if desired >= there:
         return desired, None
     busy = min(busy, there)
     reason = "{:.0f} requests in flight occupy {} replicas"

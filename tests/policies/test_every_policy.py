@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scaler.core.decide import Memory, decide
@@ -25,7 +25,7 @@ each_deciding = pytest.mark.parametrize("name", sorted(DECIDING))
 COUNTS = st.one_of(st.integers(0, 60).map(float), st.floats(0, 1e7))
 MAYBE = st.one_of(st.none(), COUNTS)
 GOALS = st.builds(
-    lambda low, span, wait, attainment, c, target: Goals(
+    lambda low, span, wait, attainment, c, target, table: Goals(
         target_value=target,
         wait_seconds=wait,
         attainment=attainment,
@@ -33,7 +33,7 @@ GOALS = st.builds(
         concurrency=c,
         min_replicas=low,
         max_replicas=max(low + span, 1),
-        steps=parse_steps("1:2,6:5,21:10"),
+        steps=parse_steps(table),
     ),
     st.integers(0, 3),
     st.integers(0, 100),
@@ -41,6 +41,8 @@ GOALS = st.builds(
     st.floats(0.5, 0.999),
     st.integers(1, 64),
     st.floats(0.001, 1e4),
+    # No trigger has both a table and another policy than `steps` or `burst`: what holds for all must not depend on it.
+    st.sampled_from(["1:2,6:5,21:10", "6:5", "6:2,21:10", "1:1,2:40"]),
 )
 
 
@@ -184,6 +186,20 @@ def test_no_sample_never_lowers_the_answer(
 
 @each_policy
 @given(goals=GOALS, feeds=FEEDS, sample=samples(), view=views(), more=st.floats(0, 1e4))
+@example(  # started anew, all but one of the first row in flight
+    goals=Goals(target_value=1.0, steps=parse_steps("6:2,21:10")),
+    feeds=[],
+    sample=Sample(at_seconds=0.0, metric_value=0.0, active=False, waiting=0.0, in_flight=5.0),
+    view=None,
+    more=1.0,
+)
+@example(  # the same where the table is not what answers
+    goals=Goals(target_value=1.0, steps=parse_steps("1:2,6:5,21:10")),
+    feeds=[],
+    sample=Sample(at_seconds=0.0, metric_value=0.0, active=False, in_flight=2.0),
+    view=None,
+    more=1.0,
+)
 @settings(max_examples=150, deadline=None)
 def test_more_waiting_never_means_fewer_replicas_now(
     name: str,

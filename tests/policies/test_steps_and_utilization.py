@@ -39,6 +39,23 @@ def test_started_anew_its_rows_are_the_answer_however_much_is_in_flight(
     assert _steps(waiting=float(waiting), in_flight=float(in_flight)).desired_replicas == replicas
 
 
+@pytest.mark.parametrize(
+    ("table", "in_flight", "replicas"),
+    [
+        pytest.param("6:5", 3, 3, id="below the first row what is in flight keeps its replicas"),
+        pytest.param("6:2,21:10", 5, 2, id="at most those of the first row"),
+        pytest.param("6:2,21:10", 6, 2, id="so that one more does not mean fewer"),
+        pytest.param("6:5,21:10", 21, 10, id="reached rows are the answer"),
+    ],
+)
+def test_started_anew_a_table_that_begins_late_keeps_what_works(table: str, in_flight: int, replicas: int) -> None:
+    sample = Sample(at_seconds=0.0, metric_value=0.0, active=True, waiting=0.0, in_flight=float(in_flight))
+    goals = Goals(target_value=5.0, steps=parse_steps(table))
+    decision, _ = decide(STEPS, goals, Memory(state=None), sample=sample, view=None, now_seconds=0.0)
+    assert decision is not None
+    assert decision.desired_replicas == replicas
+
+
 def test_a_source_that_tells_no_waiting_is_read_by_its_metric() -> None:
     assert _steps(waiting=None, metric=21.0).desired_replicas == 10
 
