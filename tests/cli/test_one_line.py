@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,12 @@ def environment() -> dict[str, str]:
 
 
 RUN = ("backtest", "--trace", "trace.csv")
+
+
+def test_which_version_it_is(tmp_path: Path) -> None:
+    done = pilotlight(tmp_path, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"pilotlight \d+\.\d+\.\d+\S*\n|pilotlight, not installed: run from its sources\n", done.stdout)
 
 
 @pytest.mark.parametrize(
