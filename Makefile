@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 DURATION ?= 90
 # more words for pytest, as in `make test ARGS="-k kafka -x"`
 ARGS ?=
+# how often `make properties` draws anew
+ROUNDS ?= 10
 # more words for `make results-matrix`: MATRIX=--small is about ten minutes, MATRIX="--hours 1" stops after an hour
 MATRIX ?=
 
@@ -43,6 +45,12 @@ wheel-compiled: $(VENV)/.test ## a wheel with machine code for this platform in 
 test: $(VENV)/.test ## all tests, against real brokers that it installs and starts; ARGS="-k kafka" chooses
 	$(BIN)/python -m tests.services install
 	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: properties
+properties: $(VENV)/.test ## the property tests with examples drawn anew, ROUNDS (10) times: those of `make test` never change
+	for round in $$(seq $(ROUNDS)); do \
+	  $(BIN)/python -m pytest -m hypothesis --hypothesis-profile properties $(ARGS) || exit; \
+	done
 
 .PHONY: lint
 lint: $(VENV)/.test ## style, types, import contracts, and that everything generated is current

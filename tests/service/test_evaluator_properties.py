@@ -271,6 +271,7 @@ def _source() -> Iterator[None]:
         yield
 
 
+@pytest.mark.hypothesis  # as it marks its own itself
 def test_the_rules_of_a_workloads_life_hold_in_any_order() -> None:
     run_state_machine_as_test(
         WorkloadLife,
