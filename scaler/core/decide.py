@@ -124,7 +124,10 @@ def decide(
         without = policy.propose(replace(situation, sample=rails.without_work(sample)), memory.state)
         if step is not None:
             tentative, steps = proposal.state, (*steps, step, *without.steps)
-            proposal = replace(without, state=memory.state, review_at_seconds=None)
+            # Of a raw metric only the waking is withheld: what KEDA keeps for its cooldown, the HPA scales by it.
+            raw = 0.0 if policy.decides_replicas else proposal.metric_value
+            value = max(without.metric_value, raw)
+            proposal = replace(without, state=memory.state, metric_value=value, review_at_seconds=None)
         elif without.metric_value > proposal.metric_value:
             steps = (*steps, *without.steps)
             proposal = replace(without, state=proposal.state, review_at_seconds=None)

@@ -125,13 +125,16 @@ class Burst(Generic[StateT]):
         is_on = begins or (state.is_on and lasts)
         arrivals = _tells_arrivals(situation.sample)
         held_value = state.held_value
+        asked = (
+            value if proposal.active else 0.0
+        )  # below an activation threshold there is a metric, and no answer to hold
         if is_on:
-            held_value = floor = max(held_value, value)
+            held_value = floor = max(held_value, asked)
         elif not arrivals:
             held_value = floor = 0.0
         else:
             held_value *= math.exp(-max(elapsed_seconds, 0.0) / LET_GO_SECONDS)
-            held_value = 0.0 if held_value <= max(value, proposal.target_value) else held_value
+            held_value = 0.0 if held_value <= max(asked, proposal.target_value) else held_value
             goals = situation.goals
             # Slow quantities are from before this sample, as in slo: more waiting must never look like less to do.
             load = max(known.in_flight, known.short.value * state.known.service_seconds(goals))
@@ -146,7 +149,7 @@ class Burst(Generic[StateT]):
             interval_seconds=elapsed_seconds if elapsed_seconds > 0 else state.interval_seconds,
             doubt=state.doubt,
         )
-        if floor <= value:
+        if floor <= asked:
             # What a window is fed next counts for all the time since: only of an idle queue is it known what that was.
             is_quiet = arrivals and held_value == known.waiting + known.in_flight == 0.0
             return _with_state(proposal, after, proposal.review_at_seconds if is_quiet else None)
@@ -158,11 +161,11 @@ class Burst(Generic[StateT]):
         step = Step(
             name="burst",
             before=value,
-            after=floor,
+            after=max(floor, value),
             reason=reason,
             numbers=("arrivals a second" if arrivals else "a metric", short.value, long.value),
         )
-        held = replace(proposal, active=True, metric_value=floor, steps=(*proposal.steps, step))
+        held = replace(proposal, active=True, metric_value=max(floor, value), steps=(*proposal.steps, step))
         return _with_state(held, after, None)
 
 

@@ -148,3 +148,14 @@ def test_requests_in_flight_below_the_first_row_wake_only_once_they_are_confirme
         (1, ["in flight"]),
         (1, ["in flight"]),
     ]
+
+
+@pytest.mark.parametrize("name", ["target", "target+burst"])
+@pytest.mark.parametrize("waiting", [11.0, 12.0, 40.0])
+def test_of_a_raw_metric_only_the_waking_is_withheld(name: str, waiting: float) -> None:
+    """The HPA scales by it while KEDA's cooldown keeps replicas: it was 0 for one look, and they were let go."""
+    below, above = replace(reading(0.0, 9.0), active=False), reading(2.0, waiting)  # with an activation threshold of 10
+    (one, two, three), _ = played(name, [below, above, replace(above, at_seconds=4.0)], goals())
+    assert [one.active, two.active, three.active] == [False, False, True]
+    assert [one.metric_value, two.metric_value, three.metric_value] == [9.0, waiting, waiting]
+    assert two.desired_replicas == 0

@@ -124,6 +124,20 @@ def test_of_a_metric_that_tells_nothing_of_a_queue_its_own_rise_is_held() -> Non
     assert answers[-1].metric_value == 1.0
 
 
+def test_below_an_activation_threshold_there_is_no_answer_to_hold() -> None:
+    """A queue that shrank from 5 to 3 woke the workload, with a threshold of 10; 5 and 8 then did not."""
+    depths = [0.0] * 300 + [5.0, 3.0, 2.0, 8.0, 10.0, 11.0, 8.0, 3.0]
+    memory: Memory[Any] = Memory(state=Burst(TARGET).start())
+    answers = []
+    for second, depth in enumerate(depths):
+        sample = Sample(at_seconds=second, metric_value=depth, active=depth > 10.0, waiting=depth, in_flight=0.0)
+        decision, memory = decide(Burst(TARGET), GOALS, memory, sample=sample, view=None, now_seconds=second)
+        assert decision is not None
+        answers.append((decision.active, decision.metric_value))
+    assert answers[:305] == [(False, depth) for depth in depths[:305]]
+    assert answers[305:] == [(True, 11.0)] * 3  # that one was active, and is held
+
+
 def test_every_threshold_policy_can_be_wrapped_by_name() -> None:
     assert {"target+burst", "steps+burst", "utilization+burst"} <= set(policies())
     assert "slo+burst" not in policies()
