@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from scaler.core import rails, warm_pool
 from scaler.core.cold_starts import PHASES
-from scaler.core.decide import Memory, Policy, decide
+from scaler.core.decide import Memory, Policy, decide, replicas_asked
 from scaler.core.estimate import Estimates, cold_start_first
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import most_useful
@@ -186,7 +186,7 @@ class _Joint:
 
     def __init__(self) -> None:
         self.memory: Memory[Any] | None = None
-        self.of: frozenset[Digest] = frozenset()
+        self.of: frozenset[str] = frozenset()  # what they read, which an edit leaves as it is
 
 
 class _Watched:
@@ -569,18 +569,23 @@ class Evaluator:
         return workload
 
     def _remember(self, workload: Workload, now: float) -> None:
-        """What was learned of it before it expired, or before the process restarted."""
+        """What was learned of it under another digest, before it expired, or before the process restarted."""
         trigger = workload.trigger
         goals, key = trigger.goals, _learned_key(trigger)
         if workload.dry_run is not None and (trial := self._trial(trigger)) is not None:
             workload.dry_run.resume(trial)
         found: Restored | None = self._learned.pop(key, None)
+        living = _same_but_for_digest(workload)
+        if living is not None:
+            other, decided = living
+            found = Restored(decision=decided, state=other.memory.state, sample=other.memory.sample)
+            workload.blank_until, workload.peak = other.blank_until, other.peak
         if found is None and self._keeper is not None:
             found = self._keeper.restored(key, trigger.policy)
         workload.unread = None if found is None else (key, found)
         state = None if found is None else found.state
         blank_seconds = workload.blank_seconds
-        last = None if found is None else found.decision
+        last = None if found is None else _against(found.decision, trigger)
         # Older than holdSeconds it tells no more which replicas there are: the service may have gone on without being
         # able to write, and KEDA's fallback or a person may have decided meanwhile.
         is_fresh = state is not None and last is not None and now - last.at_seconds <= goals.hold_seconds
@@ -1143,24 +1148,16 @@ class Evaluator:
                     self._plan_beat(carrier, self._clock())
 
     def _inherit(self, workload: Workload) -> None:
-        """A rotated secret doesn't make the last decision unknown."""
+        """What was read under the old digest after the new one came, which can't be read, is still known."""
         if workload.memory.last is not None or workload.superseded:
             return
-        trigger = workload.trigger
-        for other in _siblings(workload):
-            theirs = other.trigger
-            if (
-                other.superseded
-                and other.memory.last is not None
-                and theirs.policy_name == trigger.policy_name
-                and theirs.goals == trigger.goals
-                and theirs.source.query(theirs.config) == trigger.source.query(trigger.config)
-            ):
-                workload.memory = other.memory
-                workload.unread = None
-                workload.good_until = other.memory.last.at_seconds + trigger.goals.hold_seconds
-                self._wake(workload)
-                return
+        living = _same_but_for_digest(workload)
+        if living is not None and living[0].superseded:
+            other, decided = living
+            workload.memory = replace(other.memory, last=_against(decided, workload.trigger))
+            workload.unread = None
+            workload.good_until = decided.at_seconds + workload.trigger.goals.hold_seconds
+            self._wake(workload)
 
     # --- time ---
 
@@ -1305,7 +1302,7 @@ def _decided_together(
     The HPA takes the maximum of its metrics, so each trigger answers the whole. Of a trigger that can't be read at
     present the last sample counts: unknown is not zero. `memory_of` is not None for `workload` and `others`.
     """
-    members = frozenset((workload.digest, *(other.digest for other in others)))
+    members = frozenset((workload.trigger.identity, *(other.trigger.identity for other in others)))
     joined = members == joint.of
     joint.of = members
     mine, *theirs = (memory for one in (workload, *others) if (memory := memory_of(one)) is not None)
@@ -1503,6 +1500,31 @@ def _siblings(workload: Workload) -> list[Workload]:
         for other in workload.scaled_object.workloads
         if other is not workload and other.trigger.identity == identity
     ]
+
+
+def _same_but_for_digest(workload: Workload) -> tuple[Workload, Decision] | None:
+    """Of those under whose key this one learns, too, the one that decided last, and what; None: none of them did.
+
+    Its metadata was edited, a secret rotated, or a second trigger asks the same of the same thing.
+    """
+    key, found = _learned_key(workload.trigger), None
+    for other in _siblings(workload):
+        last = other.memory.last
+        if last is not None and _learned_key(other.trigger) == key:
+            found = (other, last) if found is None or last.at_seconds > found[1].at_seconds else found
+    return found
+
+
+def _against(decision: Decision, trigger: Trigger) -> Decision:
+    """A decision from before an edit, against the target of now: what was read is still so, the threshold is new.
+
+    KEDA writes the target into the HPA once, when it first asks for it after the edit.
+    """
+    target_value = 1.0 if trigger.policy.decides_replicas else trigger.goals.target_value
+    if decision.target_value == target_value:
+        return decision
+    desired = replicas_asked(decision.metric_value, target_value, trigger.goals, active=decision.active)
+    return replace(decision, target_value=target_value, desired_replicas=desired)
 
 
 def _learned_key(trigger: Trigger) -> Key:
