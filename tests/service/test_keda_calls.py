@@ -416,6 +416,17 @@ async def test_a_rotated_secret_takes_over_and_the_old_stream_carries_on(shell: 
         assert await new.poll() == (6.0, 5.0, True)
 
 
+async def test_an_edited_trigger_answers_at_once_though_nothing_can_be_read(shell: RunShell, world: World) -> None:
+    world.default = 40.0
+    async with shell() as running:
+        assert await Keda(running, current, trigger(threshold="5")).poll() == (40.0, 5.0, True)
+        world.hang()
+        new = Keda(running, current, trigger(threshold="10"))
+        assert (await new.spec()).targetSizeFloat == 10.0  # which KEDA writes into the HPA once
+        assert await new.poll() == (40.0, 10.0, True)
+        world.resume()
+
+
 async def test_two_triggers_on_one_object_both_live(shell: RunShell, world: World) -> None:
     world.default = 8.0
     async with shell() as running:
