@@ -38,6 +38,7 @@ _GUESSED_KEPT = 3_000.0  # ... where nobody counts them: what is inferred from e
 _IN_WORK_SERVICES = 3.0  # after a queue has ended: by then nothing is in work any more that was when it did
 _TOLD_COUNTS_AS = 4.0  # completions: a service time that somebody told, which may be a mistake
 _LONGEST_SECONDS = 60.0  # between two samples from which service times are learned ...
+_SPREAD_SECONDS = 30.0  # of a longer time, what came in each of so many seconds is taken to have come together
 _LONGEST_INTERVALS = 10.0  # ... or so many usual intervals
 _STEP_SECONDS = 600.0  # a gap in the readings that nobody explains ...
 _LEAST_IN_FLIGHT = 0.05  # nothing waits and nobody tells what is in flight: likely fewer than that is none
@@ -291,8 +292,11 @@ def updated(
     )
     recent = known.recent
     if arrivals > 0:
-        recent = (*recent, (known.arrived, now_seconds - 0.5 * elapsed_seconds))
-        if len(recent) > _MOST_RECENT:
+        if elapsed_seconds <= _LONGEST_SECONDS:
+            recent = (*recent, (known.arrived, now_seconds - 0.5 * elapsed_seconds))
+        else:
+            recent = (*recent, *_spread(known.arrived, arrivals, elapsed_seconds, now_seconds))
+        while len(recent) > _MOST_RECENT:
             half = _MOST_RECENT // 2
             recent = (*recent[:half:2], *recent[half:])
     surprises = known.surprises.fed(arrivals, short.value, lead_seconds=lead_seconds, now_seconds=now_seconds)
@@ -675,6 +679,18 @@ def _woken(
     if since_seconds is None and in_flight == 0:
         since_seconds = known.at_seconds  # the answer to the sample before is what wakes
     return since_seconds, None
+
+
+def _spread(
+    arrived: float, arrivals: float, elapsed_seconds: float, now_seconds: float
+) -> tuple[tuple[float, float], ...]:
+    """What came while nobody looked for long, as if looked at all the time: evenly, as far as anyone knows.
+
+    Taken for one crowd, five minutes without a reading asked for four times the replicas.
+    """
+    parts = min(math.ceil(elapsed_seconds / _SPREAD_SECONDS), _MOST_RECENT // 2)
+    each, part_seconds = arrivals / parts, elapsed_seconds / parts
+    return tuple((arrived + each * at, now_seconds - part_seconds * (parts - at - 0.5)) for at in range(parts))
 
 
 def far_more(count: float, likely: float) -> bool:
