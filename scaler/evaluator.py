@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from scaler.core import rails, warm_pool
 from scaler.core.cold_starts import PHASES
-from scaler.core.decide import Memory, Policy, decide, replicas_asked
+from scaler.core.decide import Memory, Policy, decide
 from scaler.core.estimate import Estimates, cold_start_first
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import most_useful
@@ -39,6 +39,7 @@ from scaler.errors import (
     bare,
     quoted,
 )
+from scaler.handover import against, handed_over, learned_key, trial_key
 from scaler.settings import Settings
 from scaler.slices import Slices
 from scaler.state import Durable, Key, Restored
@@ -48,6 +49,9 @@ from scaler.trigger import Trigger, parse_trigger
 # A sibling that is called this much later than a workload has taken its place. KEDA calls the triggers of one
 # ScaledObject in parallel, or within one HPA sync; its shortest polling interval is 1 s, the usual one 30 s.
 _SUPERSEDED_AFTER_SECONDS = 10.0
+# ... and one that reads something else, and has not been called for so long (or three polling intervals), was edited or
+# removed: its queue is counted no more.
+_LEFT_AFTER_SECONDS = 60.0
 # Calls closer together than this are one poll (GetMetricSpec, GetMetrics, IsActive, retries).
 _ONE_POLL_SECONDS = 1.0
 # A longer gap between calls is an outage of KEDA's rather than a polling interval.
@@ -571,21 +575,21 @@ class Evaluator:
     def _remember(self, workload: Workload, now: float) -> None:
         """What was learned of it under another digest, before it expired, or before the process restarted."""
         trigger = workload.trigger
-        goals, key = trigger.goals, _learned_key(trigger)
+        goals, key = trigger.goals, learned_key(trigger)
         if workload.dry_run is not None and (trial := self._trial(trigger)) is not None:
             workload.dry_run.resume(trial)
         found: Restored | None = self._learned.pop(key, None)
-        living = _same_but_for_digest(workload)
-        if living is not None:
-            other, decided = living
-            found = Restored(decision=decided, state=other.memory.state, sample=other.memory.sample)
+        other = _same_but_for_digest(workload)
+        theirs = None if other is None else _kept(handed_over(other.memory, other.trigger, trigger)) or _unread(other)
+        if other is not None and (found is None or _is_later(theirs, found)):  # edited, or a secret rotated
+            found = theirs
             workload.blank_until, workload.peak = other.blank_until, other.peak
         if found is None and self._keeper is not None:
             found = self._keeper.restored(key, trigger.policy)
         workload.unread = None if found is None else (key, found)
         state = None if found is None else found.state
         blank_seconds = workload.blank_seconds
-        last = None if found is None else _against(found.decision, trigger)
+        last = None if found is None else against(found.decision, trigger)
         # Older than holdSeconds it tells no more which replicas there are: the service may have gone on without being
         # able to write, and KEDA's fallback or a person may have decided meanwhile.
         is_fresh = state is not None and last is not None and now - last.at_seconds <= goals.hold_seconds
@@ -593,12 +597,15 @@ class Evaluator:
         if cautious and state is None and (trial := self._trial(trigger)) is not None:
             state = trial.state  # it takes over what it learned while it was only tried; of replicas it knows nothing
             if found is None:
-                workload.unread = _trial_key(trigger), trial
+                workload.unread = trial_key(trigger), trial
         if last is not None and now - last.at_seconds > blank_seconds + self._settings.reading.failing_active_seconds:
             last = None  # as old as this it says nothing about now; what was learned does
+        if last is not None and _more_was_asked_since(workload, last):
+            last = None  # by another policy meanwhile: what this one said then would take them away
         if last is not None:
             workload.restored = True
-            workload.good_until = last.at_seconds + goals.hold_seconds
+            if trigger.refusal is None:
+                workload.good_until = last.at_seconds + goals.hold_seconds
         if last is not None or state is not None:
             sample = None if found is None or last is None else found.sample
             workload.memory = Memory(state=trigger.policy.start() if state is None else state, last=last, sample=sample)
@@ -619,10 +626,10 @@ class Evaluator:
 
     def _trial(self, trigger: Trigger) -> _Trial | None:
         """What a dry run learned: of a trigger that was changed, that expired, or before the process restarted."""
-        key = _trial_key(trigger)
+        key = trial_key(trigger)
         scaled_object = self._objects.get(key[:2])
         for other in reversed(scaled_object.workloads if scaled_object else ()):
-            if other.dry_run is not None and other.dry_run.memory.last is not None and _trial_key(other.trigger) == key:
+            if other.dry_run is not None and other.dry_run.memory.last is not None and trial_key(other.trigger) == key:
                 return other.dry_run.kept
         trial: _Trial | None = self._learned.pop(key, None)
         if trial is None and self._keeper is not None:
@@ -751,13 +758,13 @@ class Evaluator:
             if workload.dry_run is not None and workload.dry_run.memory.last is not None:
                 assert trigger.dry_run is not None
                 self._keeper.learn(
-                    _trial_key(trigger),
+                    trial_key(trigger),
                     _TrialOf(trigger.dry_run),
                     decision=workload.dry_run.memory.last,
                     state=workload.dry_run.kept,
                 )
             self._keeper.keep(
-                _learned_key(trigger),
+                learned_key(trigger),
                 trigger.policy,
                 decision=decision,
                 state=memory.state,
@@ -1126,6 +1133,7 @@ class Evaluator:
                 if superseded:
                     self._stop_reading(workload)
                 else:
+                    self._revive(workload)
                     self._start_reading(workload)
         self._place_streams(scaled_object)
         for workload in scaled_object.workloads:
@@ -1147,16 +1155,39 @@ class Evaluator:
                         stream.retract()
                     self._plan_beat(carrier, self._clock())
 
+    def _revive(self, workload: Workload) -> None:
+        """KEDA calls an old digest again: the edit was taken back, and what it remembers is of before the edit."""
+        now = self._clock()
+        self._put_by(workload)
+        workload.memory = Memory(state=workload.trigger.policy.start())
+        workload.admitted_at, workload.good_until = now, -math.inf
+        workload.error, workload.failing_since = None, math.inf
+        workload.restored, workload.blank_until, workload.peak = False, -math.inf, 0
+        workload.metrics_body = workload.spec_body = None
+        self._remember(workload, now)
+
+    def _put_by(self, workload: Workload) -> None:
+        """Keep what it knows for whoever comes under its key, unless later knowledge is kept there."""
+        key, known = workload.unread or (learned_key(workload.trigger), _kept(workload.memory))
+        if known is not None and not _is_later(self._learned.get(key), known):
+            self._learned[key] = known
+
     def _inherit(self, workload: Workload) -> None:
         """What was read under the old digest after the new one came, which can't be read, is still known."""
-        if workload.memory.last is not None or workload.superseded:
+        trigger, last = workload.trigger, workload.memory.last
+        if workload.superseded or trigger.refusal is not None or (last is not None and workload.unread is None):
             return
-        living = _same_but_for_digest(workload)
-        if living is not None and living[0].superseded:
-            other, decided = living
-            workload.memory = replace(other.memory, last=_against(decided, workload.trigger))
-            workload.unread = None
-            workload.good_until = decided.at_seconds + workload.trigger.goals.hold_seconds
+        other = _same_but_for_digest(workload)
+        theirs = None if other is None else other.memory.last
+        if other is None or theirs is None or not other.superseded:
+            return
+        if last is None or theirs.at_seconds > last.at_seconds:
+            memory = handed_over(other.memory, other.trigger, trigger)
+            workload.memory = memory
+            if (kept := _kept(memory)) is not None:
+                workload.unread = learned_key(trigger), kept
+            workload.good_until = theirs.at_seconds + trigger.goals.hold_seconds
+            workload.metrics_body = workload.spec_body = None
             self._wake(workload)
 
     # --- time ---
@@ -1206,20 +1237,13 @@ class Evaluator:
         self._stop_reading(workload)
         del self._workloads[workload.digest]
         workload.scaled_object.workloads.remove(workload)
-        self._judge(workload.scaled_object)
         if workload.called_at > -math.inf:
             self._called[workload.digest] = workload.called_at
-        if not workload.superseded:
-            memory = workload.memory
-            if workload.unread is not None:
-                key, known = workload.unread
-                self._learned[key] = known
-            elif memory.last is not None:
-                self._learned[_learned_key(workload.trigger)] = Restored(
-                    decision=memory.last, state=memory.state, sample=memory.sample
-                )
+        if not workload.superseded or _same_but_for_digest(workload) is None:
+            self._put_by(workload)
             if workload.dry_run is not None:
-                self._learned[_trial_key(workload.trigger)] = workload.dry_run.kept
+                self._learned[trial_key(workload.trigger)] = workload.dry_run.kept
+        self._judge(workload.scaled_object)
         for kept in (self._called, self._learned):
             while len(kept) > _PAST_KEPT:
                 kept.popitem(last=False)
@@ -1279,11 +1303,18 @@ def _sized_with(workload: Workload, memory_of: Callable[[Workload], Memory[Any] 
         if (
             identity != workload.trigger.identity
             and not other.superseded
+            and not _is_left(other, workload)
             and memory is not None
             and memory.sample is not None
         ):
             found.setdefault(identity, other)
     return list(found.values())
+
+
+def _is_left(other: Workload, workload: Workload) -> bool:
+    """Whether KEDA has not called `other` for so long after `workload` that it is no trigger of its any more."""
+    since_seconds = workload.called_at - other.called_at
+    return since_seconds < math.inf and since_seconds > max(_LEFT_AFTER_SECONDS, 3.0 * other.interval_seconds)
 
 
 def _decided_together(
@@ -1502,37 +1533,60 @@ def _siblings(workload: Workload) -> list[Workload]:
     ]
 
 
-def _same_but_for_digest(workload: Workload) -> tuple[Workload, Decision] | None:
-    """Of those under whose key this one learns, too, the one that decided last, and what; None: none of them did.
+def _same_but_for_digest(workload: Workload) -> Workload | None:
+    """Of those under whose key this one learns, too, the one to go on from; None: there is none that knows anything.
 
-    Its metadata was edited, a secret rotated, or a second trigger asks the same of the same thing.
+    Its metadata was edited, a secret rotated, or a second trigger asks the same of the same thing. Of several that KEDA
+    calls that with the most replicas: the HPA takes the largest of their answers, so it stays what it is.
     """
-    key, found = _learned_key(workload.trigger), None
+    key, found, best = learned_key(workload.trigger), None, (False, False, False, 0.0, 0.0)
     for other in _siblings(workload):
+        if learned_key(other.trigger) != key:
+            continue
         last = other.memory.last
-        if last is not None and _learned_key(other.trigger) == key:
-            found = (other, last) if found is None or last.at_seconds > found[1].at_seconds else found
+        if last is not None:
+            replicas = 0.0 if other.superseded else last.metric_value / last.target_value
+            rank = (True, not other.superseded, not other.superseded and last.active, replicas, last.at_seconds)
+        elif _unread(other) is not None:
+            rank = (False, not other.superseded, False, 0.0, 0.0)
+        else:
+            continue
+        if found is None or rank > best:
+            found, best = other, rank
     return found
 
 
-def _against(decision: Decision, trigger: Trigger) -> Decision:
-    """A decision from before an edit, against the target of now: what was read is still so, the threshold is new.
-
-    KEDA writes the target into the HPA once, when it first asks for it after the edit.
-    """
-    target_value = 1.0 if trigger.policy.decides_replicas else trigger.goals.target_value
-    if decision.target_value == target_value:
-        return decision
-    desired = replicas_asked(decision.metric_value, target_value, trigger.goals, active=decision.active)
-    return replace(decision, target_value=target_value, desired_replicas=desired)
+def _kept(memory: Memory[Any]) -> Restored | None:
+    """What outlives a workload, where it has decided anything."""
+    last = memory.last
+    return None if last is None else Restored(decision=last, state=memory.state, sample=memory.sample)
 
 
-def _learned_key(trigger: Trigger) -> Key:
-    return trigger.namespace, trigger.name, trigger.identity, trigger.policy_name
+def _unread(workload: Workload) -> Restored | None:
+    """What it was to go on from, where nothing was read since."""
+    known = None if workload.unread is None else workload.unread[1]
+    return known if isinstance(known, Restored) else None
 
 
-def _trial_key(trigger: Trigger) -> Key:
-    return trigger.namespace, trigger.name, trigger.identity, "slo dryRun"
+def _is_later(one: object, other: object) -> bool:
+    """Whether `one` is of a later decision."""
+    if not isinstance(one, Restored) or not isinstance(other, Restored):
+        return False
+    return one.decision.at_seconds > other.decision.at_seconds
+
+
+def _more_was_asked_since(workload: Workload, last: Decision) -> bool:
+    """Whether another digest has read the same later than this was decided, and asks for more replicas."""
+    for other in _siblings(workload):
+        theirs = other.memory.last
+        if theirs is None or other.unread is not None or theirs.at_seconds <= last.at_seconds:
+            continue
+        if (
+            theirs.active > last.active
+            or theirs.metric_value / theirs.target_value > last.metric_value / last.target_value
+        ):
+            return True
+    return False
 
 
 def _differs(before: Decision, after: Decision) -> bool:

@@ -205,6 +205,7 @@ class Trigger:
     """One trigger, parsed. Everything that follows works on this; no string of the metadata is read again.
 
     `identity` names what is read, without secrets: what is learned is kept under (namespace, name, identity).
+    `terms` is a digest of what the metadata says, but for secrets: rotated, they leave it as it is.
     `dry_run` is the policy whose answers are recorded and not given, or None.
     `refusal` is why it may not be read, to be raised by GetMetrics; `config` is then not to be opened.
     """
@@ -216,6 +217,7 @@ class Trigger:
     config: Hashable
     connection: Connection | None
     identity: str
+    terms: bytes
     policy_name: str
     policy: Policy[Any]
     goals: Goals
@@ -300,6 +302,7 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
         config=config,
         connection=connection,
         identity=f"{source_name}:{source.identity(config)}",
+        terms=_terms(raw, by_name),
         policy_name=policy_name,
         policy=policy,
         goals=goals,
@@ -311,6 +314,16 @@ def parse_trigger(namespace: str, name: str, metadata: Mapping[str, str], settin
         warnings=warnings,
         refusal=refusal,
     )
+
+
+def _terms(raw: Mapping[str, str], by_name: Mapping[str, Parameter]) -> bytes:
+    """See Trigger.terms."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key, value in sorted(raw.items()):
+        parameter = by_name.get(key.removesuffix(FROM_ENV))
+        if parameter is None or not parameter.secret:
+            digest.update(f"{len(key)}:{key}{len(value)}:{value}".encode())
+    return digest.digest()
 
 
 def merged(source_parameters: tuple[Parameter, ...]) -> tuple[Parameter, ...]:

@@ -154,7 +154,7 @@ def decide(
         active=active,
         metric_value=value,
         target_value=proposal.target_value,
-        desired_replicas=replicas_asked(value, proposal.target_value, goals, active=active),
+        desired_replicas=_replicas(value, proposal.target_value, goals, active=active),
         review_at_seconds=proposal.review_at_seconds,
         steps=steps,
     )
@@ -178,7 +178,7 @@ def _held(memory: Memory[StateT], goals: Goals, now_seconds: float) -> Decision 
     return replace(last, held=True, expired=age_seconds > goals.hold_seconds, steps=(*last.steps, step))
 
 
-def replicas_asked(metric_value: float, target_value: float, goals: Goals, *, active: bool) -> int:
+def _replicas(metric_value: float, target_value: float, goals: Goals, *, active: bool) -> int:
     """What KEDA and the HPA make of the metric (AverageValue, tolerance left out)."""
     if not active:
         return goals.min_replicas

@@ -59,7 +59,7 @@ def confirm(*, active: bool, agreed: int, last: Decision | None, goals: Goals, s
     needed = goals.confirmations
     if agreed >= needed or not shows_work(sample):
         return None
-    reason = "read {} of {} that must agree before waking: as if this one showed no work"
+    reason = "{} of {} readings that must agree before waking: until then this one wakes nothing"
     return Step(name="confirm", before=1, after=0, reason=reason, numbers=(agreed, needed))
 
 

@@ -108,30 +108,222 @@ def test_a_source_that_cannot_be_read_after_the_edit_is_not_unknown(policy: dict
     assert bench.evaluator.metrics(new) == before
 
 
-def test_a_threshold_is_announced_as_edited_and_the_metric_as_last_read() -> None:
+def orders(bench: Bench, digest: str, **more: str) -> Workload:
+    """A trigger on what the script says, called now."""
+    found = bench.evaluator.known(digest.encode())
+    if found is not None:
+        return found
+    metadata = {"source": "scripted", "world": "w", "object": "orders", **more}
+    return bench.evaluator.admit(digest.encode(), "team-a", "llama", metadata)
+
+
+def answered(bench: Bench, workload: Workload) -> tuple[float, float, int, bool]:
+    answer = bench.evaluator.metrics(workload)
+    assert isinstance(answer, Decision)
+    assert bench.evaluator.is_active(workload) is answer.active
+    return answer.metric_value, workload.target_value, answer.desired_replicas, answer.active
+
+
+def failed(bench: Bench, *workloads: Workload) -> None:
+    for workload in workloads:
+        bench.evaluator.on_outcome(workload, SourceTimeout("too slow"), bench.clock.now)
+
+
+def test_until_it_is_read_an_edited_threshold_asks_for_the_replicas_of_before() -> None:
     """KEDA writes the target into the HPA when it first asks: the old one would stay there."""
     bench = Bench()
-    bench.read(bench.workload("orders", threshold="5"), 40.0)
-    metadata = {"source": "scripted", "world": "w", "object": "orders", "threshold": "10"}
-    new = bench.evaluator.admit(b"new", "team-a", "llama", metadata)
-    answer = bench.evaluator.metrics(new)
-    assert isinstance(answer, Decision)
-    assert (new.target_value, answer.target_value) == (10.0, 10.0)
-    assert (answer.metric_value, answer.desired_replicas, answer.active) == (40.0, 4, True)
+    bench.read(orders(bench, "old", threshold="5"), 40.0)
+    new = orders(bench, "new", threshold="10")
+    assert answered(bench, new) == (80.0, 10.0, 8, True)
     assert bench.read(new, 40.0).desired_replicas == 4
 
 
 def test_a_threshold_that_was_edited_while_the_service_was_down_is_announced_as_edited(tmp_path: Path) -> None:
     bench = Bench(tmp_path, wall=1_000_000.0)
-    bench.read(bench.workload("orders", threshold="5"), 40.0)
+    bench.read(orders(bench, "old", threshold="5"), 40.0)
     assert bench.state is not None
     bench.state.close()
     bench = Bench(tmp_path, wall=1_000_010.0)
-    new = bench.workload("orders", threshold="10")
-    assert new.memory.last is not None
-    assert (new.target_value, new.memory.last.metric_value, new.memory.last.desired_replicas) == (10.0, 40.0, 4)
+    assert answered(bench, orders(bench, "new", threshold="10")) == (80.0, 10.0, 8, True)
     assert bench.state is not None
     bench.state.close()
+
+
+def test_a_metric_of_another_unit_is_not_held_against_the_new_target() -> None:
+    """What waits and what is in flight, then only what waits: 52 were 52 replicas while it could not be read."""
+    bench = Bench()
+    old = admitted(bench, "old", policy="target", queueLength="5")
+    assert read(bench, old, 2, 50).desired_replicas == 11
+    new = admitted(bench, "new", policy="target", queueLength="1", scaleOnInFlight="false")
+    failed(bench, new, old)
+    metric_value, *others = answered(bench, new)
+    assert metric_value == pytest.approx(52 / 5)
+    assert others == [1.0, 11, True]
+    assert read(bench, new, 2, 50).desired_replicas == 2
+
+
+def test_a_table_that_was_mended_during_a_burst_is_not_held_to_the_wrong_one() -> None:
+    """A table of 40 replicas instead of 4 was answered for as long as the burst lasted."""
+    bench = Bench()
+    wrong, right = {"policy": "steps+burst", "steps": "1:40"}, {"policy": "steps+burst", "steps": "1:4"}
+    for value in [0.0] * 300 + [20.0] * 30:
+        bench.read(orders(bench, "old", **wrong), value)
+    new = orders(bench, "new", **right)
+    assert answered(bench, new)[2] == 40
+    assert {bench.read(new, 20.0 + look).desired_replicas for look in range(60)} == {4}
+
+
+def test_a_burst_that_is_on_outlives_a_rotated_secret() -> None:
+    bench = Bench()
+    table = {"policy": "steps+burst", "steps": "1:2,21:10"}
+    for value in [1.0] * 300 + [30.0 + 5.0 * look for look in range(6)]:
+        held = bench.read(orders(bench, "old", password="first", **table), value).desired_replicas
+    new = orders(bench, "new", password="second", **table)
+    assert bench.read(new, 20.0).desired_replicas == held == 10
+
+
+def test_bounds_are_those_of_now() -> None:
+    bench = Bench()
+    peak = bench.read(orders(bench, "old", waitSeconds="10", serviceSeconds="30"), 400.0).desired_replicas
+    assert peak > 10
+    new = orders(bench, "new", waitSeconds="10", serviceSeconds="30", maxReplicas="10")
+    assert answered(bench, new) == (10.0, 1.0, 10, True)
+
+
+@pytest.mark.parametrize("policy", [{"policy": "target"}, {**SLO, "holdSeconds": "300"}], ids=["target", "slo"])
+@pytest.mark.parametrize("fails", [True, False], ids=["fails", "is read"])
+def test_an_edit_that_is_taken_back_goes_on_from_what_the_edited_one_knows(
+    policy: dict[str, str], *, fails: bool
+) -> None:
+    """The first one woke with what it knew before the edit: 0 and inactive, while 40 waited."""
+    bench = Bench()
+    first = orders(bench, "first", **policy)
+    for _ in range(5):
+        bench.read(first, 0.0)
+    edited = orders(bench, "edited", **policy, sampleSeconds="3")
+    for _ in range(30):
+        bench.read(orders(bench, "edited"), 40.0)
+    assert first.superseded
+    desired = bench.read(edited, 40.0).desired_replicas
+    again = orders(bench, "first")
+    assert again is first
+    assert answered(bench, again)[2:] == (desired, True)
+    if fails:
+        failed(bench, first, edited)
+        bench.clock.now += 20.0
+        orders(bench, "first")
+        assert answered(bench, again)[2:] == (desired, True)
+    else:
+        assert bench.read(again, 40.0).desired_replicas >= desired - 1
+    if policy is not SLO and again.estimates is not None:
+        assert again.estimates.samples > 30
+
+
+def test_an_edit_of_the_policy_that_is_taken_back_does_not_answer_what_was_so_before_it() -> None:
+    bench = Bench()
+    first = orders(bench, "first", **SLO)
+    for _ in range(5):
+        bench.read(first, 0.0)
+    for _ in range(30):
+        bench.read(orders(bench, "edited", threshold="1"), 40.0)
+    again = orders(bench, "first")
+    failed(bench, again)
+    assert isinstance(bench.evaluator.is_active(again), SourceTimeout)  # nobody knows: KEDA leaves all as it is
+    assert isinstance(bench.evaluator.metrics(again), SourceTimeout)
+    assert again.memory.state.estimates.samples == 5
+
+
+def test_of_two_triggers_on_one_queue_the_one_that_asks_for_more_is_gone_on_from() -> None:
+    """The HPA takes the larger answer. The edited one got the other's, and both said 0."""
+    bench = Bench()
+    one = {"policy": "steps", "steps": "1:20"}
+    other = orders(bench, "other", policy="steps", steps="200:40")
+    for _ in range(3):
+        bench.read(orders(bench, "old", **one), 100.0)
+        bench.read(orders(bench, "other"), 100.0)
+    new = orders(bench, "new", **one, minReplicas="0")
+    failed(bench, new, other)
+    assert answered(bench, new) == (20.0, 1.0, 20, True)
+
+
+def test_what_the_old_secret_still_reads_is_known_where_the_new_one_cannot() -> None:
+    """The new one said what was so when it came, 0 and inactive, for as long as its secret was wrong."""
+    bench = Bench()
+    old = orders(bench, "old", password="right", holdSeconds="600")
+    bench.read(old, 0.0)
+    new = orders(bench, "new", password="wrong", holdSeconds="600")
+    failed(bench, new)
+    bench.read(old, 40.0, after=2.0)
+    bench.clock.now += 15.0
+    assert orders(bench, "new", password="wrong", holdSeconds="600") is new
+    assert old.superseded
+    assert answered(bench, new) == (40.0, 5.0, 8, True)
+
+
+def test_what_was_learned_outlives_a_failure_and_the_edit_that_mends_it() -> None:
+    """Expired, back with a wrong secret, and mended an hour later: nothing was left of what had been learned."""
+    bench = Bench()
+    for value in range(300):
+        bench.read(orders(bench, "first", **SLO), float(value % 7))
+    bench.clock.now += 3600.0
+    for _ in bench.evaluator.tick(bench.clock.now):
+        pass
+    wrong = orders(bench, "wrong", password="wrong", **SLO)
+    failed(bench, wrong)
+    assert isinstance(bench.evaluator.metrics(wrong), SourceTimeout)
+    mended = orders(bench, "mended", password="right", **SLO)
+    bench.read(mended, 3.0)
+    assert mended.estimates is not None
+    assert mended.estimates.samples == 301
+
+
+def test_what_was_learned_outlives_a_quarter_of_an_hour_of_another_policy() -> None:
+    bench = Bench()
+    for value in range(300):
+        bench.read(orders(bench, "first", **SLO), float(value % 7))
+    for _ in range(450):
+        bench.read(orders(bench, "other", threshold="1"), 3.0, after=2.0)
+        for _ in bench.evaluator.tick(bench.clock.now):
+            pass
+    again = orders(bench, "first", **SLO)
+    assert again.admitted_at == bench.clock.now  # the first one has expired
+    bench.read(again, 3.0)
+    assert again.estimates is not None
+    assert again.estimates.samples == 301
+
+
+def test_a_refused_edit_is_not_answered_from_before_it() -> None:
+    bench = Bench()
+    assert read(bench, admitted(bench, "old"), 40, 0).active
+    metadata = {"source": "sqs", "queueURL": "jobs", "connection": "theirs", **SLO}
+    new = bench.evaluator.admit(b"new", "team-a", "llama", metadata)
+    assert new.trigger.refusal is not None
+    for seconds in (0.0, 15.0, 700.0):
+        bench.clock.now += seconds
+        assert bench.evaluator.metrics(new) is new.trigger.refusal
+        assert bench.evaluator.is_active(new) is new.trigger.refusal
+        assert bench.evaluator.undisturbed(b"new") is None
+        for _ in bench.evaluator.tick(bench.clock.now):
+            pass
+        bench.evaluator.known(b"new")
+
+
+def test_a_queue_that_was_edited_away_is_counted_for_a_minute() -> None:
+    """It was for ten, though KEDA had not called it since."""
+    bench = Bench()
+    _, before, reading = under_load(bench, counts_work=True)
+    metadata = {"source": "sqs", "queueURL": "jobs-v2", "awsRegion": "eu-central-1", **KEYS, **SLO}
+    new = bench.evaluator.admit(b"new", "team-a", "llama", metadata)
+    asked = []
+    for _ in range(300):
+        bench.evaluator.known(b"new")
+        asked.append(read(bench, new, 0, 0, after=1.0).desired_replicas)
+    assert min(asked[:55]) >= reading[1]  # what was in flight as last seen
+    assert asked[55] <= before.desired_replicas + 1
+    assert asked[-1] == 0  # of the new one nothing is known, so for a time it lets nothing go
+    known = new.estimates
+    assert known is not None
+    assert known.waiting + known.in_flight == 0.0
 
 
 def test_what_is_kept_in_the_state_file_is_what_was_learned_before_the_edit_too(tmp_path: Path) -> None:

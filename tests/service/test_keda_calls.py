@@ -423,7 +423,7 @@ async def test_an_edited_trigger_answers_at_once_though_nothing_can_be_read(shel
         world.hang()
         new = Keda(running, current, trigger(threshold="10"))
         assert (await new.spec()).targetSizeFloat == 10.0  # which KEDA writes into the HPA once
-        assert await new.poll() == (40.0, 10.0, True)
+        assert await new.poll() == (80.0, 10.0, True)  # as many replicas, against the new threshold
         world.resume()
 
 
