@@ -1177,9 +1177,9 @@ class Evaluator:
         trigger, last = workload.trigger, workload.memory.last
         if workload.superseded or trigger.refusal is not None or (last is not None and workload.unread is None):
             return
-        other = _same_but_for_digest(workload)
+        other = _same_but_for_digest(workload, superseded=True)
         theirs = None if other is None else other.memory.last
-        if other is None or theirs is None or not other.superseded:
+        if other is None or theirs is None:
             return
         if last is None or theirs.at_seconds > last.at_seconds:
             memory = handed_over(other.memory, other.trigger, trigger)
@@ -1533,27 +1533,28 @@ def _siblings(workload: Workload) -> list[Workload]:
     ]
 
 
-def _same_but_for_digest(workload: Workload) -> Workload | None:
+def _same_but_for_digest(workload: Workload, *, superseded: bool = False) -> Workload | None:
     """Of those under whose key this one learns, too, the one to go on from; None: there is none that knows anything.
 
-    Its metadata was edited, a secret rotated, or a second trigger asks the same of the same thing. Of several that KEDA
-    calls that with the most replicas: the HPA takes the largest of their answers, so it stays what it is.
+    Its metadata was edited, a secret rotated, or a second trigger asks the same of the same thing. Of several whose
+    decisions may still stand that with the most replicas: the HPA takes the largest answer, so it stays what it is.
+    With `superseded` only those that KEDA does not call any more.
     """
-    key, found, best = learned_key(workload.trigger), None, (False, False, False, 0.0, 0.0)
-    for other in _siblings(workload):
-        if learned_key(other.trigger) != key:
-            continue
-        last = other.memory.last
-        if last is not None:
-            replicas = 0.0 if other.superseded else last.metric_value / last.target_value
-            rank = (True, not other.superseded, not other.superseded and last.active, replicas, last.at_seconds)
-        elif _unread(other) is not None:
-            rank = (False, not other.superseded, False, 0.0, 0.0)
-        else:
-            continue
-        if found is None or rank > best:
-            found, best = other, rank
-    return found
+    key = learned_key(workload.trigger)
+    others = [
+        other
+        for other in _siblings(workload)
+        if learned_key(other.trigger) == key and (other.superseded or not superseded)
+    ]
+    lasts = [(other, last) for other in others if (last := other.memory.last) is not None]
+    if not lasts:
+        return next((other for other in others if _unread(other) is not None), None)
+    newest_at_seconds = max(last.at_seconds for _, last in lasts)
+    hold_seconds = workload.trigger.goals.hold_seconds
+    standing = [one for one in lasts if newest_at_seconds - one[1].at_seconds <= hold_seconds]
+    return max(standing, key=lambda one: (one[1].active, one[1].metric_value / one[1].target_value, one[1].at_seconds))[
+        0
+    ]
 
 
 def _kept(memory: Memory[Any]) -> Restored | None:

@@ -233,15 +233,19 @@ def test_an_edit_of_the_policy_that_is_taken_back_does_not_answer_what_was_so_be
     assert again.memory.state.estimates.samples == 5
 
 
-def test_of_two_triggers_on_one_queue_the_one_that_asks_for_more_is_gone_on_from() -> None:
+@pytest.mark.parametrize("first", ["new", "other"])
+def test_of_two_triggers_on_one_queue_the_one_that_asks_for_more_is_gone_on_from(first: str) -> None:
     """The HPA takes the larger answer. The edited one got the other's, and both said 0."""
     bench = Bench()
-    one = {"policy": "steps", "steps": "1:20"}
-    other = orders(bench, "other", policy="steps", steps="200:40")
+    table, theirs = {"policy": "steps", "steps": "1:20"}, {"policy": "steps", "steps": "200:40"}
     for _ in range(3):
-        bench.read(orders(bench, "old", **one), 100.0)
-        bench.read(orders(bench, "other"), 100.0)
-    new = orders(bench, "new", **one, minReplicas="0")
+        bench.read(orders(bench, "old", **table), 100.0)
+        bench.read(orders(bench, "other", **theirs), 100.0)
+    bench.clock.now += 30.0  # KEDA's next poll, in either order
+    if first == "other":
+        orders(bench, "other")
+    new = orders(bench, "new", **table, sampleSeconds="3")
+    other = orders(bench, "other")
     failed(bench, new, other)
     assert answered(bench, new) == (20.0, 1.0, 20, True)
 
