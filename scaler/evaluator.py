@@ -49,9 +49,6 @@ from scaler.trigger import Trigger, parse_trigger
 # A sibling that is called this much later than a workload has taken its place. KEDA calls the triggers of one
 # ScaledObject in parallel, or within one HPA sync; its shortest polling interval is 1 s, the usual one 30 s.
 _SUPERSEDED_AFTER_SECONDS = 10.0
-# ... and one that reads something else, and has not been called for so long (or three polling intervals), was edited or
-# removed: its queue is counted no more.
-_LEFT_AFTER_SECONDS = 60.0
 # Calls closer together than this are one poll (GetMetricSpec, GetMetrics, IsActive, retries).
 _ONE_POLL_SECONDS = 1.0
 # A longer gap between calls is an outage of KEDA's rather than a polling interval.
@@ -196,10 +193,11 @@ class _Joint:
 class _Watched:
     """A policy that decides, and is not asked: what it remembers, and what it would have cost."""
 
-    __slots__ = ("answered_gpu_seconds", "at", "gpu_seconds", "memory", "told_at")
+    __slots__ = ("answered_gpu_seconds", "at", "gpu_seconds", "memory", "resumed", "told_at")
 
     def __init__(self, memory: Memory[Any]) -> None:
         self.memory = memory
+        self.resumed = False  # and perhaps not read since
         self.at = self.told_at = -math.inf
         self.gpu_seconds = 0.0
         self.answered_gpu_seconds = 0.0
@@ -211,7 +209,7 @@ class _Watched:
 
     def resume(self, trial: _Trial) -> None:
         """Go on from what was kept."""
-        self.memory = Memory(state=trial.state)
+        self.memory, self.resumed = Memory(state=trial.state), True
         self.gpu_seconds, self.answered_gpu_seconds = trial.gpu_seconds, trial.answered_gpu_seconds
 
 
@@ -583,7 +581,8 @@ class Evaluator:
         theirs = None if other is None else _kept(handed_over(other.memory, other.trigger, trigger)) or _unread(other)
         if other is not None and (found is None or _is_later(theirs, found)):  # edited, or a secret rotated
             found = theirs
-            workload.blank_until, workload.peak = other.blank_until, other.peak
+            workload.blank_until = max(workload.blank_until, other.blank_until)
+            workload.peak = max(workload.peak, other.peak)
         if found is None and self._keeper is not None:
             found = self._keeper.restored(key, trigger.policy)
         workload.unread = None if found is None else (key, found)
@@ -628,9 +627,15 @@ class Evaluator:
         """What a dry run learned: of a trigger that was changed, that expired, or before the process restarted."""
         key = trial_key(trigger)
         scaled_object = self._objects.get(key[:2])
-        for other in reversed(scaled_object.workloads if scaled_object else ()):
-            if other.dry_run is not None and other.dry_run.memory.last is not None and trial_key(other.trigger) == key:
-                return other.dry_run.kept
+        dry_runs = [
+            other.dry_run
+            for other in (scaled_object.workloads if scaled_object else ())
+            if other.dry_run is not None
+            and (other.dry_run.memory.last is not None or other.dry_run.resumed)
+            and trial_key(other.trigger) == key
+        ]
+        if dry_runs:
+            return max(dry_runs, key=lambda dry_run: dry_run.at).kept
         trial: _Trial | None = self._learned.pop(key, None)
         if trial is None and self._keeper is not None:
             found = self._keeper.restored(key, _TrialOf(trigger.dry_run or trigger.policy))
@@ -1162,7 +1167,9 @@ class Evaluator:
         workload.memory = Memory(state=workload.trigger.policy.start())
         workload.admitted_at, workload.good_until = now, -math.inf
         workload.error, workload.failing_since = None, math.inf
-        workload.restored, workload.blank_until, workload.peak = False, -math.inf, 0
+        workload.restored = False
+        workload.peak = workload.peak if now <= workload.blank_until else 0
+        workload.cold_starts = workload.cold_start_phases = ()  # whom it goes on from has seen them
         workload.metrics_body = workload.spec_body = None
         self._remember(workload, now)
 
@@ -1303,18 +1310,11 @@ def _sized_with(workload: Workload, memory_of: Callable[[Workload], Memory[Any] 
         if (
             identity != workload.trigger.identity
             and not other.superseded
-            and not _is_left(other, workload)
             and memory is not None
             and memory.sample is not None
         ):
             found.setdefault(identity, other)
     return list(found.values())
-
-
-def _is_left(other: Workload, workload: Workload) -> bool:
-    """Whether KEDA has not called `other` for so long after `workload` that it is no trigger of its any more."""
-    since_seconds = workload.called_at - other.called_at
-    return since_seconds < math.inf and since_seconds > max(_LEFT_AFTER_SECONDS, 3.0 * other.interval_seconds)
 
 
 def _decided_together(

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from scaler.core.model import Decision
+from scaler.core.model import Decision, ReplicaView
 from scaler.errors import SourceTimeout
 from scaler.evaluator import Workload
 from scaler.sources.sqs import SqsReading
@@ -312,22 +312,74 @@ def test_a_refused_edit_is_not_answered_from_before_it() -> None:
         bench.evaluator.known(b"new")
 
 
-def test_a_queue_that_was_edited_away_is_counted_for_a_minute() -> None:
-    """It was for ten, though KEDA had not called it since."""
+DRY = {"dryRun": "true", **SLO}
+
+
+def test_a_dry_run_goes_on_however_often_an_edit_is_made_and_taken_back() -> None:
     bench = Bench()
-    _, before, reading = under_load(bench, counts_work=True)
-    metadata = {"source": "sqs", "queueURL": "jobs-v2", "awsRegion": "eu-central-1", **KEYS, **SLO}
-    new = bench.evaluator.admit(b"new", "team-a", "llama", metadata)
-    asked = []
-    for _ in range(300):
-        bench.evaluator.known(b"new")
-        asked.append(read(bench, new, 0, 0, after=1.0).desired_replicas)
-    assert min(asked[:55]) >= reading[1]  # what was in flight as last seen
-    assert asked[55] <= before.desired_replicas + 1
-    assert asked[-1] == 0  # of the new one nothing is known, so for a time it lets nothing go
-    known = new.estimates
-    assert known is not None
-    assert known.waiting + known.in_flight == 0.0
+    digests: tuple[tuple[str, dict[str, str]], ...] = ("first", {}), ("edited", {"sampleSeconds": "3"})
+    for phase in range(6):
+        digest, more = digests[phase % 2]
+        bench.clock.now += 15.0
+        for look in range(50):
+            workload = orders(bench, digest, **DRY, **more)
+            bench.read(workload, float(look % 7))
+        assert workload.estimates is not None
+        assert workload.estimates.samples == 50 * (phase + 1)
+    watched = workload.watched
+    assert watched is not None
+    assert watched.gpu_seconds > 0.9 * 300 * watched.desired_replicas / 2
+
+
+def test_a_dry_run_goes_on_over_a_restart_and_an_edit_before_anything_was_read(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, wall=1_000_000.0)
+    for look in range(100):
+        before = orders(bench, "first", **DRY)
+        bench.read(before, float(look % 7))
+    assert bench.state is not None
+    bench.state.close()
+    assert before.watched is not None
+    bench = Bench(tmp_path, wall=1_000_110.0)
+    orders(bench, "first", **DRY)
+    edited = orders(bench, "edited", **DRY, sampleSeconds="3")
+    bench.read(edited, 3.0)
+    assert edited.estimates is not None
+    assert edited.watched is not None
+    assert edited.estimates.samples == 101
+    assert edited.watched.gpu_seconds >= before.watched.gpu_seconds
+    assert bench.state is not None
+    bench.state.close()
+
+
+def test_the_caution_goes_on_where_a_wrong_edit_is_taken_back() -> None:
+    bench = Bench()
+    promise = {"waitSeconds": "60", "serviceSeconds": "20", "coldStartSeconds": "60", "holdSeconds": "120"}
+    peak = read(bench, admitted(bench, "old", **promise), 40, 0).desired_replicas
+    assert peak >= 4
+    for _ in range(14):
+        read(bench, admitted(bench, "old", **promise), 0, 2)
+    for _ in range(15):
+        bench.clock.now += 2.0
+        failed(bench, admitted(bench, "wrong", **promise, awsSecretAccessKey="wrong"))
+    answers = [read(bench, admitted(bench, "old", **promise), 0, 2).desired_replicas for _ in range(50)]
+    assert set(answers) == {peak}
+
+
+def test_a_cold_start_is_learned_once_however_often_an_edit_is_taken_back() -> None:
+    alone, edited = Bench(), Bench()
+    for look in range(600):
+        for bench in (alone, edited):
+            digest = "edited" if bench is edited and look // 30 % 2 else "first"
+            workload = orders(bench, digest, **SLO, **({"sampleSeconds": "3"} if digest == "edited" else {}))
+            started = (80.0 if look > 300 else 40.0,) if look % 20 == 19 else ()
+            view = ReplicaView(at_seconds=bench.clock.now, ready=3, cold_starts_seconds=started)
+            bench.evaluator.report("team-a", "llama", view)
+            bench.read(workload, 3.0)
+    (one, two) = (bench.evaluator.of("team-a", "llama")[0].estimates for bench in (alone, edited))
+    assert one is not None
+    assert two is not None
+    assert two.cold_starts == pytest.approx(one.cold_starts, rel=0.1)
+    assert two.cold == one.cold
 
 
 def test_what_is_kept_in_the_state_file_is_what_was_learned_before_the_edit_too(tmp_path: Path) -> None:
