@@ -1552,9 +1552,13 @@ def _same_but_for_digest(workload: Workload, *, superseded: bool = False) -> Wor
     newest_at_seconds = max(last.at_seconds for _, last in lasts)
     hold_seconds = workload.trigger.goals.hold_seconds
     standing = [one for one in lasts if newest_at_seconds - one[1].at_seconds <= hold_seconds]
-    return max(standing, key=lambda one: (one[1].active, one[1].metric_value / one[1].target_value, one[1].at_seconds))[
-        0
-    ]
+    best, _ = max(standing, key=lambda one: (one[1].active, _asks_for(one[1]), one[1].at_seconds))
+    return best
+
+
+def _asks_for(decision: Decision) -> float:
+    """Replicas, in whatever unit its metric is."""
+    return decision.metric_value / decision.target_value
 
 
 def _kept(memory: Memory[Any]) -> Restored | None:
@@ -1582,10 +1586,7 @@ def _more_was_asked_since(workload: Workload, last: Decision) -> bool:
         theirs = other.memory.last
         if theirs is None or other.unread is not None or theirs.at_seconds <= last.at_seconds:
             continue
-        if (
-            theirs.active > last.active
-            or theirs.metric_value / theirs.target_value > last.metric_value / last.target_value
-        ):
+        if theirs.active > last.active or _asks_for(theirs) > _asks_for(last):
             return True
     return False
 
