@@ -322,7 +322,7 @@ def _terms(raw: Mapping[str, str], by_name: Mapping[str, Parameter]) -> bytes:
     for key, value in sorted(raw.items()):
         parameter = by_name.get(key.removesuffix(FROM_ENV))
         if parameter is None or not parameter.secret:
-            digest.update(f"{len(key)}:{key}{len(value)}:{value}".encode())
+            digest.update(f"{len(key)}:{key}{len(value)}:{value}".encode(errors="surrogatepass"))
     return digest.digest()
 
 
