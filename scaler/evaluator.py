@@ -9,6 +9,9 @@ When one ScaledObject shows up with a second digest for the same source, it is e
 KEDA then calls together with the first, or the same trigger with a rotated `FromEnv` secret, whose old digest
 lives on in KEDA's push stream only. So a workload that is not called while its sibling is, is superseded: it
 reads nothing, announces nothing, exports nothing, and its streams carry what the sibling decides.
+
+What a workload holds is in workload.py, what goes over from one to the next in handover.py, and how several `slo`
+triggers of one ScaledObject are sized together in joint.py.
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from random import Random
-from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol
 
-from scaler.core import rails, warm_pool
+from scaler.core import warm_pool
 from scaler.core.cold_starts import PHASES
 from scaler.core.decide import Memory, Policy, decide
-from scaler.core.estimate import Estimates, cold_start_first
-from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
+from scaler.core.model import Decision, ReplicaView, Sample, Step
 from scaler.core.replicas import most_useful
+from scaler.dry_run import TrialOf, Watched, with_cold_starts
 from scaler.errors import (
     LimitReached,
     PilotlightError,
@@ -39,12 +42,14 @@ from scaler.errors import (
     bare,
     quoted,
 )
-from scaler.handover import against, handed_over, learned_key, trial_key
+from scaler.handover import PAST_KEPT, Past, Remembering, learned_key, siblings, trial_key
+from scaler.joint import Believing, decided_together, joint_warnings, sized_memory, sized_with, trial_memory
 from scaler.settings import Settings
 from scaler.slices import Slices
-from scaler.state import Durable, Key, Restored
-from scaler.telemetry import DryRun, Learned, Telemetry, WorkloadFacts
+from scaler.state import Durable, Key
+from scaler.telemetry import Telemetry, WorkloadFacts
 from scaler.trigger import Trigger, parse_trigger
+from scaler.workload import Digest, ScaledObject, Stream, Workload
 
 # A sibling that is called this much later than a workload has taken its place. KEDA calls the triggers of one
 # ScaledObject in parallel, or within one HPA sync; its shortest polling interval is 1 s, the usual one 30 s.
@@ -58,9 +63,6 @@ _REFUSED_SECONDS = 30.0
 _REFUSED_KEPT = 4096
 # Workloads above the limit that are kept for their metric specs only.
 _OVERFLOW_KEPT = 1024
-# What outlives a workload: its last call and what its policy learned.
-_PAST_KEPT = 20_000
-_GOALS_KEPT = 4096
 _SWEEP_SECONDS = 5.0
 # Cold starts that were reported since a workload was last read; only the newest of more are learned from.
 _COLD_STARTS_UNREAD = 64
@@ -70,8 +72,6 @@ _DRY_RUN_TOLD_SECONDS = 3600.0
 _SWEEP_CHUNK = 100
 # Above it the milli-values of Kubernetes' quantities overflow int64.
 _LARGEST_VALUE = 9.0e15
-
-Digest = bytes
 
 
 class Reading(Protocol):
@@ -84,11 +84,8 @@ class Reading(Protocol):
         """Read no more."""
 
 
-class Keeping(Protocol):
-    """What outlives the process: `StateFile`."""
-
-    def restored(self, key: Key, policy: Policy[Any] | Durable) -> Restored | None:
-        """What is known of `key` from before the restart; once."""
+class Keeping(Remembering, Protocol):
+    """What outlives the process, and takes note of it: `StateFile`."""
 
     def learn(self, key: Key, policy: Policy[Any] | Durable, *, decision: Decision, state: Any) -> None:
         """Take note of what was learned under `key`, without an observation."""
@@ -105,289 +102,6 @@ class Keeping(Protocol):
         dry_run_desired: int | None = None,
     ) -> None:
         """Take note of one evaluation."""
-
-
-@runtime_checkable
-class Believing(Protocol):
-    """A policy that knows which replicas should be there where nobody sees them, and that can be asked for several."""
-
-    def rebased(self, state: Any) -> Any:
-        """`state` as it is for samples of other queues than before."""
-
-    def believed(self, state: Any, last: Decision, sample: Sample, goals: Goals, *, now_seconds: float) -> ReplicaView:
-        """What the last decision has led to by now, as far as `state` and its `sample` tell."""
-
-
-class Stream:
-    """One open StreamIsActive or StreamMetricSpec: a mailbox with one slot in which the latest message wins."""
-
-    __slots__ = ("_future", "_message", "ends_at", "home", "specs")
-
-    END: Final = b"end"
-
-    def __init__(self, home: Workload, ends_at: float, *, specs: bool) -> None:
-        self.home = home
-        self.ends_at = ends_at
-        self.specs = specs
-        self._message: object | None = None
-        self._future: asyncio.Future[None] | None = None
-
-    def put(self, message: object) -> None:
-        """Leave `message` for the client, in place of one it has not got yet. Nothing follows END."""
-        if self._message is self.END:
-            return
-        self._message = message
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
-
-    def retract(self) -> None:
-        """Take back a `true` that the client has not got yet: `false` is the latest now."""
-        if self._message is True:
-            self._message = False
-
-    async def take(self) -> object | None:
-        """The next message; None when the stream shall end."""
-        while self._message is None:
-            self._future = asyncio.get_running_loop().create_future()
-            try:
-                await self._future
-            finally:
-                self._future = None
-        message = self._message
-        if message is self.END:
-            return None
-        self._message = None
-        return message
-
-
-class ScaledObject:
-    """What belongs to a (namespace, name): its workloads, and the replicas of its target if anyone sees them."""
-
-    __slots__ = ("joint", "name", "namespace", "trial", "view", "view_until", "workloads")
-
-    def __init__(self, namespace: str, name: str) -> None:
-        self.namespace = namespace
-        self.name = name
-        self.view: ReplicaView | None = None
-        self.view_until = -math.inf
-        self.workloads: list[Workload] = []
-        # What its `slo` triggers, which are sized together, remember together; and what its dry runs do.
-        self.joint = _Joint()
-        self.trial = _Joint()
-
-    def view_at(self, now: float) -> ReplicaView | None:
-        """The replicas as last reported, while that is believed."""
-        return self.view if now <= self.view_until else None
-
-
-class _Joint:
-    """What triggers that are sized together remember together, and which triggers these were."""
-
-    __slots__ = ("memory", "of")
-
-    def __init__(self) -> None:
-        self.memory: Memory[Any] | None = None
-        self.of: frozenset[str] = frozenset()  # what they read, which an edit leaves as it is
-
-
-class _Watched:
-    """A policy that decides, and is not asked: what it remembers, and what it would have cost."""
-
-    __slots__ = ("answered_gpu_seconds", "at", "gpu_seconds", "memory", "resumed", "told_at")
-
-    def __init__(self, memory: Memory[Any]) -> None:
-        self.memory = memory
-        self.resumed = False  # and perhaps not read since
-        self.at = self.told_at = -math.inf
-        self.gpu_seconds = 0.0
-        self.answered_gpu_seconds = 0.0
-
-    @property
-    def kept(self) -> _Trial:
-        """What outlives the workload and the process."""
-        return _Trial(self.memory.state, self.gpu_seconds, self.answered_gpu_seconds)
-
-    def resume(self, trial: _Trial) -> None:
-        """Go on from what was kept."""
-        self.memory, self.resumed = Memory(state=trial.state), True
-        self.gpu_seconds, self.answered_gpu_seconds = trial.gpu_seconds, trial.answered_gpu_seconds
-
-
-class _Trial(NamedTuple):
-    """What a dry run has learned, and what it and the answers have cost since it began."""
-
-    state: Any
-    gpu_seconds: float
-    answered_gpu_seconds: float
-
-
-class _TrialOf:
-    """The form of a `_Trial` in the state file, for one policy."""
-
-    __slots__ = ("_policy",)
-
-    def __init__(self, policy: Policy[Any]) -> None:
-        self._policy = policy
-
-    def dump(self, trial: _Trial) -> dict[str, Any]:
-        """As values for JSON."""
-        policy = self._policy
-        return {
-            "state": policy.dump(trial.state) if isinstance(policy, Durable) else None,
-            "gpu_seconds": trial.gpu_seconds,
-            "answered_gpu_seconds": trial.answered_gpu_seconds,
-        }
-
-    def load(self, values: Mapping[str, Any], *, shift_seconds: float) -> _Trial:
-        """From `dump`."""
-        policy = self._policy
-        learned = values["state"]
-        state = (
-            policy.load(learned, shift_seconds=shift_seconds)
-            if isinstance(policy, Durable) and learned is not None
-            else policy.start()
-        )
-        return _Trial(state, float(values["gpu_seconds"]), float(values["answered_gpu_seconds"]))
-
-
-class Workload:
-    """One trigger that KEDA asks about. See the module for how its parts change."""
-
-    __slots__ = (
-        "admitted_at",
-        "beat_at",
-        "blank_until",
-        "called_at",
-        "cold_start_phases",
-        "cold_starts",
-        "digest",
-        "dry_run",
-        "error",
-        "failing_since",
-        "good_until",
-        "interval_seconds",
-        "memory",
-        "metrics_body",
-        "peak",
-        "query",
-        "restored",
-        "scaled_object",
-        "spec_body",
-        "streams",
-        "superseded",
-        "touched_at",
-        "trigger",
-        "unread",
-        "waiters",
-        "warm",
-        "warm_until_unix_seconds",
-    )
-
-    def __init__(self, digest: Digest, trigger: Trigger, scaled_object: ScaledObject, now: float) -> None:
-        self.digest = digest
-        self.trigger = trigger
-        self.scaled_object = scaled_object
-        self.memory: Memory[Any] = Memory(state=trigger.policy.start())
-        self.query: Any = None  # the handle of what is read for it; None where nothing is
-        self.error: PilotlightError | None = None
-        self.failing_since = math.inf
-        # Until when `metrics_body` may be sent without a second look.
-        self.good_until = -math.inf
-        self.admitted_at = self.touched_at = now
-        self.called_at = -math.inf
-        self.interval_seconds = 0.0
-        self.beat_at = math.inf
-        self.cold_starts: tuple[float, ...] = ()
-        self.cold_start_phases: tuple[tuple[int, float], ...] = ()
-        # The last decision is from before a restart, and nothing was read since.
-        self.restored = False
-        # What it went on from, and the key of that, while nothing was read since: if it expires, that is still so.
-        self.unread: tuple[Key, Restored | _Trial] | None = None
-        # Until when `slo`, which knows nothing yet, answers no less than `peak`, the most that it asked for so far.
-        self.blank_until = -math.inf
-        self.peak = 0
-        # The hint for its warm pool, kept current once somebody has asked for it.
-        self.warm: warm_pool.WarmHint | None = None
-        self.warm_until_unix_seconds: float | None = None
-        self.dry_run = None if trigger.dry_run is None else _Watched(Memory(state=trigger.dry_run.start()))
-        self.streams: list[Stream] | None = None
-        self.waiters: list[asyncio.Future[None]] | None = None
-        self.superseded = False
-        # Serialised answers, filled in and used by the service.
-        self.spec_body: bytes | None = None
-        self.metrics_body: bytes | None = None
-
-    @property
-    def sample_seconds(self) -> float:
-        """How often it is read."""
-        return self.trigger.sample_seconds
-
-    @property
-    def decides_demand(self) -> bool:
-        """Whether `slo` says how many replicas its requests need, which it can't know before it has looked."""
-        return self.trigger.policy_name == "slo" and self.trigger.goals.answer == "demand"
-
-    @property
-    def blank_seconds(self) -> float:
-        """How long nothing below the recent peak is answered once nothing is known (design: a restart under load)."""
-        goals = self.trigger.goals
-        return cold_start_first(goals) + goals.hold_seconds
-
-    @property
-    def label(self) -> str:
-        """namespace/name for people."""
-        return f"{self.scaled_object.namespace}/{self.scaled_object.name}"
-
-    @property
-    def facts(self) -> WorkloadFacts:
-        """What logs and series tell of it."""
-        trigger = self.trigger
-        return WorkloadFacts(
-            namespace=trigger.namespace,
-            name=trigger.name,
-            metric_name=trigger.metric_name,
-            source=trigger.source_name,
-            policy=trigger.policy_name,
-            failing=self.error is not None,
-            last=self.memory.last,
-            dry_run=self.watched,
-            warm=self.warm,
-            warm_until_unix_seconds=self.warm_until_unix_seconds,
-            learned=self.learned,
-        )
-
-    @property
-    def estimates(self) -> Estimates | None:
-        """What `slo` has learned, be it in a dry run; None: nobody learns here, or nothing was read yet."""
-        for memory in (self.memory, None if self.dry_run is None else self.dry_run.memory):
-            known = getattr(None if memory is None else memory.state, "estimates", None)
-            if isinstance(known, Estimates) and known.samples:
-                return known
-        return None
-
-    @property
-    def learned(self) -> Learned | None:
-        """The figures of it that people ask for."""
-        known, goals = self.estimates, self.trigger.goals
-        if known is None:
-            return None
-        return Learned(known.waits.achieved, known.service_seconds(goals), known.lead_seconds(goals))
-
-    @property
-    def watched(self) -> DryRun | None:
-        """What `slo` would have done, where the trigger says dryRun."""
-        dry_run = self.dry_run
-        if dry_run is None or dry_run.memory.last is None:
-            return None
-        return DryRun(dry_run.memory.last.desired_replicas, dry_run.gpu_seconds, dry_run.answered_gpu_seconds)
-
-    @property
-    def target_value(self) -> float:
-        """The target that GetMetricSpec and StreamMetricSpec announce: of the last decision, else as configured."""
-        last = self.memory.last
-        if last is not None:
-            return last.target_value
-        return 1.0 if self.trigger.policy.decides_replicas else self.trigger.goals.target_value
 
 
 class Evaluator:
@@ -415,8 +129,7 @@ class Evaluator:
         self._overflow: OrderedDict[Digest, Workload] = OrderedDict()
         self._refused: OrderedDict[Digest, tuple[float, PilotlightError]] = OrderedDict()
         self._called: OrderedDict[Digest, float] = OrderedDict()
-        self._learned: OrderedDict[Key, Any] = OrderedDict()
-        self._goals: dict[Goals, Goals] = {}
+        self._past = Past(keeper, stands_seconds=settings.reading.failing_active_seconds)
         self._streams: dict[Stream, None] = {}
         self._streaming: dict[Workload, None] = {}
         self._draining = False
@@ -562,85 +275,13 @@ class Evaluator:
         self._overflow.pop(digest, None)
         scaled_object = self._object(trigger.namespace, trigger.name)
         workload = Workload(digest, trigger, scaled_object, now)
-        self._remember(workload, now)
+        self._past.remember(workload, now)
         workload.called_at = self._called.pop(digest, -math.inf)
         self._workloads[digest] = workload
         scaled_object.workloads.append(workload)
         self._start_reading(workload)
-        self._telemetry.workload_started(workload.facts, (*trigger.warnings, *_joint_warnings(workload)))
+        self._telemetry.workload_started(workload.facts, (*trigger.warnings, *joint_warnings(workload)))
         return workload
-
-    def _remember(self, workload: Workload, now: float) -> None:
-        """What was learned of it under another digest, before it expired, or before the process restarted."""
-        trigger = workload.trigger
-        goals, key = trigger.goals, learned_key(trigger)
-        if workload.dry_run is not None and (trial := self._trial(trigger)) is not None:
-            workload.dry_run.resume(trial)
-        found: Restored | None = self._learned.pop(key, None)
-        other = _same_but_for_digest(workload)
-        theirs = None if other is None else _kept(handed_over(other.memory, other.trigger, trigger)) or _unread(other)
-        if other is not None and (found is None or _is_later(theirs, found)):  # edited, or a secret rotated
-            found = theirs
-            workload.blank_until = max(workload.blank_until, other.blank_until)
-            workload.peak = max(workload.peak, other.peak)
-        if found is None and self._keeper is not None:
-            found = self._keeper.restored(key, trigger.policy)
-        workload.unread = None if found is None else (key, found)
-        state = None if found is None else found.state
-        blank_seconds = workload.blank_seconds
-        last = None if found is None else against(found.decision, trigger)
-        # Older than holdSeconds it tells no more which replicas there are: the service may have gone on without being
-        # able to write, and KEDA's fallback or a person may have decided meanwhile.
-        is_fresh = state is not None and last is not None and now - last.at_seconds <= goals.hold_seconds
-        cautious = workload.decides_demand and not is_fresh
-        if cautious and state is None and (trial := self._trial(trigger)) is not None:
-            state = trial.state  # it takes over what it learned while it was only tried; of replicas it knows nothing
-            if found is None:
-                workload.unread = trial_key(trigger), trial
-        if last is not None and now - last.at_seconds > blank_seconds + self._settings.reading.failing_active_seconds:
-            last = None  # as old as this it says nothing about now; what was learned does
-        if last is not None and _more_was_asked_since(workload, last):
-            last = None  # by another policy meanwhile: what this one said then would take them away
-        if last is not None:
-            workload.restored = True
-            if trigger.refusal is None:
-                workload.good_until = last.at_seconds + goals.hold_seconds
-        if last is not None or state is not None:
-            sample = None if found is None or last is None else found.sample
-            workload.memory = Memory(state=trigger.policy.start() if state is None else state, last=last, sample=sample)
-        if cautious:
-            workload.blank_until = now + blank_seconds
-            if last is not None and last.active and now - last.at_seconds <= blank_seconds:
-                workload.peak = last.desired_replicas
-
-    def _start_anew(self, workload: Workload, now: float) -> None:
-        """Without what was restored, which may be why nothing can be decided: it would be so for ever."""
-        trigger, last = workload.trigger, workload.memory.last
-        workload.memory = Memory(state=trigger.policy.start(), last=last)
-        workload.unread = None
-        if workload.decides_demand:
-            workload.blank_until = now + workload.blank_seconds
-            if last is not None and last.active:
-                workload.peak = max(workload.peak, last.desired_replicas)
-
-    def _trial(self, trigger: Trigger) -> _Trial | None:
-        """What a dry run learned: of a trigger that was changed, that expired, or before the process restarted."""
-        key = trial_key(trigger)
-        scaled_object = self._objects.get(key[:2])
-        dry_runs = [
-            other.dry_run
-            for other in (scaled_object.workloads if scaled_object else ())
-            if other.dry_run is not None
-            and (other.dry_run.memory.last is not None or other.dry_run.resumed)
-            and trial_key(other.trigger) == key
-        ]
-        if dry_runs:
-            return max(dry_runs, key=lambda dry_run: dry_run.at).kept
-        trial: _Trial | None = self._learned.pop(key, None)
-        if trial is None and self._keeper is not None:
-            found = self._keeper.restored(key, _TrialOf(trigger.dry_run or trigger.policy))
-            trial = None if found is None else found.state
-        return trial
 
     def _is_full(self, trigger: Trigger) -> str | None:
         """The limit that keeps a new workload out, in words, or None."""
@@ -721,7 +362,7 @@ class Evaluator:
         ):
             view = replace(view, cold_starts_seconds=workload.cold_starts, phases_seconds=workload.cold_start_phases)
         before = workload.memory.last
-        joint, together = workload.scaled_object.joint, _sized_with(workload, _sized_memory)
+        joint, together = workload.scaled_object.joint, sized_with(workload, sized_memory)
         warm_steps: tuple[Step, ...] = ()
         sample: Sample | None = None
         try:
@@ -729,8 +370,8 @@ class Evaluator:
             if trigger.warm_for is not None and trigger.goals.answer == "warm":
                 sample, warm_steps = self._warm_sample(trigger, now)
             if together:
-                decision, memory = _decided_together(
-                    trigger.policy, workload, together, _sized_memory, joint, sample=sample, view=view, now=now
+                decision, memory = decided_together(
+                    trigger.policy, workload, together, sized_memory, joint, sample=sample, view=view, now=now
                 )
             else:
                 decision, memory = decide(
@@ -742,7 +383,7 @@ class Evaluator:
         except Exception as err:  # noqa: BLE001 - our bug must not reach other workloads, nor a replica count
             self._telemetry.bug("evaluation_failed", err, workload=workload.label)
             if sample is not None and workload.unread is not None:
-                self._start_anew(workload, now)
+                workload.start_anew(now)
             self._failed(
                 workload, SourceUnavailable("the evaluation failed for a reason that only Pilotlight's log tells"), now
             )
@@ -754,7 +395,7 @@ class Evaluator:
             memory = replace(memory, last=decision)
         if now <= workload.blank_until:
             decision, memory = _not_below_peak(workload, decision, memory, view)
-        if _sized_memory(workload) is not None:  # what another trigger reads leaves theirs as it is
+        if sized_memory(workload) is not None:  # what another trigger reads leaves theirs as it is
             joint.memory = memory if together else None
         dry_run_desired = None
         if workload.dry_run is not None:
@@ -764,7 +405,7 @@ class Evaluator:
                 assert trigger.dry_run is not None
                 self._keeper.learn(
                     trial_key(trigger),
-                    _TrialOf(trigger.dry_run),
+                    TrialOf(trigger.dry_run),
                     decision=workload.dry_run.memory.last,
                     state=workload.dry_run.kept,
                 )
@@ -870,7 +511,7 @@ class Evaluator:
         return self._draining
 
     def _watch(
-        self, workload: Workload, dry_run: _Watched, decision: Decision, sample: Sample, view: ReplicaView | None
+        self, workload: Workload, dry_run: Watched, decision: Decision, sample: Sample, view: ReplicaView | None
     ) -> int | None:
         """What the policy of the dry run would have asked for. Its mistakes are nobody's business but the log's.
 
@@ -881,7 +522,7 @@ class Evaluator:
         replicas are seen these are the cost: the HPA's window and KEDA's cooldown keep more than is asked for.
         """
         trigger, now, trial = workload.trigger, decision.at_seconds, workload.scaled_object.trial
-        together = _sized_with(workload, _trial_memory)
+        together = sized_with(workload, trial_memory)
         group = (workload, *together)
         latest = max((one.dry_run for one in group if one.dry_run is not None), key=lambda one: one.at)
         if view is not None:
@@ -896,17 +537,17 @@ class Evaluator:
             dry_run.answered_gpu_seconds += seconds * answered
         dry_run.at = now
         if view is not None:
-            dry_run.memory = _with_cold_starts(dry_run.memory, view)
+            dry_run.memory = with_cold_starts(dry_run.memory, view)
             if trial.memory is not None:
-                trial.memory = _with_cold_starts(trial.memory, view)
+                trial.memory = with_cold_starts(trial.memory, view)
         assert trigger.dry_run is not None
         try:
             if together:
-                would, dry_run.memory = _decided_together(
+                would, dry_run.memory = decided_together(
                     trigger.dry_run,
                     workload,
                     together,
-                    _trial_memory,
+                    trial_memory,
                     trial,
                     sample=sample,
                     view=None,
@@ -1071,8 +712,7 @@ class Evaluator:
         """Who decides what the streams of `workload` say: itself, or the sibling that took its place."""
         if not workload.superseded:
             return workload
-        siblings = _siblings(workload)
-        return max(siblings, key=lambda other: other.called_at) if siblings else workload
+        return max(siblings(workload), key=lambda other: other.called_at, default=workload)
 
     def _lead_stream(self, workload: Workload, stream: Stream) -> None:
         if workload.streams is None:
@@ -1131,18 +771,19 @@ class Evaluator:
         """Tell the digests that KEDA calls from those that only an old stream still holds."""
         for workload in scaled_object.workloads:
             superseded = any(
-                other.called_at - workload.called_at > _SUPERSEDED_AFTER_SECONDS for other in _siblings(workload)
+                other.called_at - workload.called_at > _SUPERSEDED_AFTER_SECONDS for other in siblings(workload)
             )
             if superseded != workload.superseded:
                 workload.superseded = superseded
                 if superseded:
                     self._stop_reading(workload)
                 else:
-                    self._revive(workload)
+                    self._past.revive(workload, self._clock())
                     self._start_reading(workload)
         self._place_streams(scaled_object)
         for workload in scaled_object.workloads:
-            self._inherit(workload)
+            if self._past.inherited(workload):
+                self._wake(workload)
 
     def _place_streams(self, scaled_object: ScaledObject) -> None:
         """Streams of a superseded workload carry what its successor decides."""
@@ -1159,43 +800,6 @@ class Evaluator:
                     else:
                         stream.retract()
                     self._plan_beat(carrier, self._clock())
-
-    def _revive(self, workload: Workload) -> None:
-        """KEDA calls an old digest again: the edit was taken back, and what it remembers is of before the edit."""
-        now = self._clock()
-        self._put_by(workload)
-        workload.memory = Memory(state=workload.trigger.policy.start())
-        workload.admitted_at, workload.good_until = now, -math.inf
-        workload.error, workload.failing_since = None, math.inf
-        workload.restored = False
-        workload.peak = workload.peak if now <= workload.blank_until else 0
-        workload.cold_starts = workload.cold_start_phases = ()  # whom it goes on from has seen them
-        workload.metrics_body = workload.spec_body = None
-        self._remember(workload, now)
-
-    def _put_by(self, workload: Workload) -> None:
-        """Keep what it knows for whoever comes under its key, unless later knowledge is kept there."""
-        key, known = workload.unread or (learned_key(workload.trigger), _kept(workload.memory))
-        if known is not None and not _is_later(self._learned.get(key), known):
-            self._learned[key] = known
-
-    def _inherit(self, workload: Workload) -> None:
-        """What was read under the old digest after the new one came, which can't be read, is still known."""
-        trigger, last = workload.trigger, workload.memory.last
-        if workload.superseded or trigger.refusal is not None or (last is not None and workload.unread is None):
-            return
-        other = _same_but_for_digest(workload, superseded=True)
-        theirs = None if other is None else other.memory.last
-        if other is None or theirs is None:
-            return
-        if last is None or theirs.at_seconds > last.at_seconds:
-            memory = handed_over(other.memory, other.trigger, trigger)
-            workload.memory = memory
-            if (kept := _kept(memory)) is not None:
-                workload.unread = learned_key(trigger), kept
-            workload.good_until = theirs.at_seconds + trigger.goals.hold_seconds
-            workload.metrics_body = workload.spec_body = None
-            self._wake(workload)
 
     # --- time ---
 
@@ -1246,14 +850,10 @@ class Evaluator:
         workload.scaled_object.workloads.remove(workload)
         if workload.called_at > -math.inf:
             self._called[workload.digest] = workload.called_at
-        if not workload.superseded or _same_but_for_digest(workload) is None:
-            self._put_by(workload)
-            if workload.dry_run is not None:
-                self._learned[trial_key(workload.trigger)] = workload.dry_run.kept
+            while len(self._called) > PAST_KEPT:
+                self._called.popitem(last=False)
+        self._past.expired(workload)
         self._judge(workload.scaled_object)
-        for kept in (self._called, self._learned):
-            while len(kept) > _PAST_KEPT:
-                kept.popitem(last=False)
         self._telemetry.workload_expired(workload.facts)
 
     async def run(self, slices: Slices) -> None:
@@ -1286,188 +886,6 @@ def published(value: float) -> tuple[float, int]:
     if rounded == 0.0 and value > 0.0:
         rounded = 0.001
     return rounded, math.ceil(rounded)
-
-
-def _sized_memory(workload: Workload) -> Memory[Any] | None:
-    """What `slo` remembers of it, where `slo` answers its demand."""
-    return workload.memory if workload.decides_demand else None
-
-
-def _trial_memory(workload: Workload) -> Memory[Any] | None:
-    """What `slo` remembers of it, where `slo` answers its demand or would if its dry run were none."""
-    if workload.dry_run is not None and workload.trigger.goals.answer == "demand":
-        return workload.dry_run.memory
-    return _sized_memory(workload)
-
-
-def _sized_with(workload: Workload, memory_of: Callable[[Workload], Memory[Any] | None]) -> list[Workload]:
-    """The other triggers of the ScaledObject that are sized with it and have been read, each thing read once."""
-    found: dict[str, Workload] = {}
-    if len(workload.scaled_object.workloads) == 1 or memory_of(workload) is None:
-        return []
-    for other in workload.scaled_object.workloads:
-        identity, memory = other.trigger.identity, memory_of(other)
-        if (
-            identity != workload.trigger.identity
-            and not other.superseded
-            and memory is not None
-            and memory.sample is not None
-        ):
-            found.setdefault(identity, other)
-    return list(found.values())
-
-
-def _decided_together(
-    policy: Policy[Any],
-    workload: Workload,
-    others: list[Workload],
-    memory_of: Callable[[Workload], Memory[Any] | None],
-    joint: _Joint,
-    *,
-    sample: Sample,
-    view: ReplicaView | None,
-    now: float,
-) -> tuple[Decision | None, Memory[Any]]:
-    """The decision for all `slo` triggers of a ScaledObject: their replicas are the same, so they are sized as one.
-
-    The HPA takes the maximum of its metrics, so each trigger answers the whole. Of a trigger that can't be read at
-    present the last sample counts: unknown is not zero. `memory_of` is not None for `workload` and `others`.
-    """
-    members = frozenset((workload.trigger.identity, *(other.trigger.identity for other in others)))
-    joined = members == joint.of
-    joint.of = members
-    mine, *theirs = (memory for one in (workload, *others) if (memory := memory_of(one)) is not None)
-    before = joint.memory
-    if before is None:  # the first to have learned something has learned it for both
-        before = next((memory for memory in (mine, *theirs) if memory.last is not None), mine)
-    samples = [sample, *(memory.sample for memory in theirs if memory.sample is not None)]
-    # Each source's readings confirm their own: a sibling that decides meanwhile has read nothing new of it.
-    agreed = rails.agreeing(sample, before=mine.sample, confirmed=mine.confirmed, goals=workload.trigger.goals)
-    state = before.state
-    if not joined and isinstance(policy, Believing):  # what another queue holds did not arrive just now
-        state = policy.rebased(state)
-    decision, memory = decide(
-        policy,
-        _joint_goals([workload.trigger.goals, *(other.trigger.goals for other in others)]),
-        Memory(state=state, last=before.last, sample=before.sample, tentative=before.tentative if joined else None),
-        # Counters of other triggers than before tell nothing about what arrived in between.
-        sample=_joint_sample(samples, counters=joined),
-        view=view,
-        now_seconds=now,
-        agreed=max(agreed, *(memory.confirmed for memory in theirs)),
-    )
-    if decision is not None:
-        held = tuple(
-            Step(
-                name="hold",
-                before=decision.desired_replicas,
-                after=decision.desired_replicas,
-                reason="{} can't be read: what it told {:.0f} s ago counts until it can, or its trigger is removed",
-                numbers=(other.trigger.metric_name, now - then.sample.at_seconds),
-            )
-            for other, then in zip(others, theirs, strict=True)
-            if other.error is not None and then.sample is not None
-        )
-        decision = replace(decision, steps=(*decision.steps, *held)) if held else decision
-    return decision, replace(memory, last=decision, sample=sample, confirmed=min(agreed, memory.confirmed))
-
-
-def _with_cold_starts(memory: Memory[Any], view: ReplicaView) -> Memory[Any]:
-    """With those that are reported: how long replicas take to serve is the same whoever asked for them."""
-    if not view.cold_starts_seconds and not view.phases_seconds:
-        return memory
-    return replace(memory, state=_taught(memory.state, view), tentative=_taught(memory.tentative, view))
-
-
-def _taught(state: Any, view: ReplicaView) -> Any:
-    known = getattr(state, "estimates", None)
-    if not isinstance(known, Estimates):
-        return state
-    cold = known.cold.fed(view.cold_starts_seconds, view.phases_seconds)
-    return replace(state, estimates=replace(known, cold=cold))
-
-
-def _joint_warnings(workload: Workload) -> tuple[str, ...]:
-    """What is odd about a trigger beside those that it is sized with, or would be if their dry runs were none."""
-    trigger = workload.trigger
-    if _trial_memory(workload) is None:
-        return ()
-    for other in workload.scaled_object.workloads:
-        beside = other.trigger
-        if (
-            _trial_memory(other) is not None
-            and beside.identity != trigger.identity
-            and beside.goals.service_seconds != trigger.goals.service_seconds
-            and not other.superseded
-        ):
-            told = (
-                f"serviceSeconds is not the same as that of {quoted(beside.metric_name)}, with which this is sized: "
-                "neither is believed; say the mean over the requests of both on each"
-            )
-            return (told,)
-    return ()
-
-
-def _joint_sample(samples: list[Sample], *, counters: bool) -> Sample:
-    """What waits and runs for the same replicas, in all. `samples` begins with the one just read."""
-
-    def total(values: list[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return sum(known) if len(known) == len(values) else None
-
-    def bound(values: list[float | None]) -> float | None:
-        if all(value is None for value in values):
-            return None
-        return sum(sample.requests if value is None else value for sample, value in zip(samples, values, strict=True))
-
-    # Where one source can't tell waiting from running, the whole can't: what is in the system is told of all.
-    waiting = total([sample.waiting for sample in samples])
-    requests = sum(sample.requests for sample in samples)
-    are_counted = all(sample.waiting is not None or sample.in_system is not None for sample in samples)
-    most = [sample.most_replicas for sample in samples if sample.most_replicas is not None]
-    return Sample(
-        at_seconds=samples[0].at_seconds,
-        metric_value=requests,
-        active=any(sample.active for sample in samples),
-        waiting=waiting,
-        in_flight=total([sample.in_flight for sample in samples]),
-        in_system=requests if waiting is None and are_counted else None,
-        arrived_total=total([sample.arrived_total for sample in samples]) if counters else None,
-        completed_total=total([sample.completed_total for sample in samples]) if counters else None,
-        oldest_age_seconds=max(
-            (sample.oldest_age_seconds for sample in samples if sample.oldest_age_seconds is not None), default=None
-        ),
-        in_system_least=bound([sample.in_system_least for sample in samples]),
-        in_system_most=bound([sample.in_system_most for sample in samples]),
-        # Work that an exact source shows is there.
-        approximate=any(sample.approximate for sample in samples)
-        and not any(rails.shows_work(sample) for sample in samples if not sample.approximate),
-        # As the HPA takes the largest of the triggers' metrics.
-        most_replicas=max(most) if len(most) == len(samples) else None,
-    )
-
-
-def _joint_goals(goals: list[Goals]) -> Goals:
-    """The strictest of each promise, the most of each bound and of what KEDA keeps; the rest as just read.
-
-    A service time is told of a trigger's own requests: where they differ none is true of all, and it is learned.
-    """
-    waits = [one.wait_seconds for one in goals if one.wait_seconds is not None]
-    cooldowns = [one.cooldown_seconds for one in goals if one.cooldown_seconds is not None]
-    cold_starts = [one.cold_start_seconds for one in goals if one.cold_start_seconds is not None]
-    is_one_service = len({one.service_seconds for one in goals}) == 1
-    return replace(
-        goals[0],
-        wait_seconds=min(waits, default=None),
-        attainment=max(one.attainment for one in goals),
-        concurrency=min(one.concurrency for one in goals),
-        min_replicas=max(one.min_replicas for one in goals),
-        max_replicas=max(one.max_replicas for one in goals),
-        service_seconds=goals[0].service_seconds if is_one_service else None,
-        cold_start_seconds=max(cold_starts, default=None),
-        cooldown_seconds=max(cooldowns, default=None),
-        warm="floor" if any(one.warm == "floor" for one in goals) else goals[0].warm,
-    )
 
 
 def _not_below_peak(
@@ -1521,74 +939,6 @@ def _sample(trigger: Trigger, reading: object, view: ReplicaView | None, now: fl
             f"staleSeconds is {stale_seconds:g}"
         )
     return sample
-
-
-def _siblings(workload: Workload) -> list[Workload]:
-    """Other digests of the same ScaledObject that read the same thing."""
-    identity = workload.trigger.identity
-    return [
-        other
-        for other in workload.scaled_object.workloads
-        if other is not workload and other.trigger.identity == identity
-    ]
-
-
-def _same_but_for_digest(workload: Workload, *, superseded: bool = False) -> Workload | None:
-    """Of those under whose key this one learns, too, the one to go on from; None: there is none that knows anything.
-
-    Its metadata was edited, a secret rotated, or a second trigger asks the same of the same thing. Of several whose
-    decisions may still stand that with the most replicas: the HPA takes the largest answer, so it stays what it is.
-    With `superseded` only those that KEDA does not call any more.
-    """
-    key = learned_key(workload.trigger)
-    others = [
-        other
-        for other in _siblings(workload)
-        if learned_key(other.trigger) == key and (other.superseded or not superseded)
-    ]
-    lasts = [(other, last) for other in others if (last := other.memory.last) is not None]
-    if not lasts:
-        return next((other for other in others if _unread(other) is not None), None)
-    newest_at_seconds = max(last.at_seconds for _, last in lasts)
-    hold_seconds = workload.trigger.goals.hold_seconds
-    standing = [one for one in lasts if newest_at_seconds - one[1].at_seconds <= hold_seconds]
-    best, _ = max(standing, key=lambda one: (one[1].active, _asks_for(one[1]), one[1].at_seconds))
-    return best
-
-
-def _asks_for(decision: Decision) -> float:
-    """Replicas, in whatever unit its metric is."""
-    return decision.metric_value / decision.target_value
-
-
-def _kept(memory: Memory[Any]) -> Restored | None:
-    """What outlives a workload, where it has decided anything."""
-    last = memory.last
-    return None if last is None else Restored(decision=last, state=memory.state, sample=memory.sample)
-
-
-def _unread(workload: Workload) -> Restored | None:
-    """What it was to go on from, where nothing was read since."""
-    known = None if workload.unread is None else workload.unread[1]
-    return known if isinstance(known, Restored) else None
-
-
-def _is_later(one: object, other: object) -> bool:
-    """Whether `one` is of a later decision."""
-    if not isinstance(one, Restored) or not isinstance(other, Restored):
-        return False
-    return one.decision.at_seconds > other.decision.at_seconds
-
-
-def _more_was_asked_since(workload: Workload, last: Decision) -> bool:
-    """Whether another digest has read the same later than this was decided, and asks for more replicas."""
-    for other in _siblings(workload):
-        theirs = other.memory.last
-        if theirs is None or other.unread is not None or theirs.at_seconds <= last.at_seconds:
-            continue
-        if theirs.active > last.active or _asks_for(theirs) > _asks_for(last):
-            return True
-    return False
 
 
 def _differs(before: Decision, after: Decision) -> bool:

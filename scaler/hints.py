@@ -21,11 +21,12 @@ from scaler.core.cold_starts import P95_DEVIATIONS, PHASES
 from scaler.core.estimate import Estimates
 from scaler.core.model import Decision, Goals, ReplicaView
 from scaler.errors import LimitReached, MetricUnknown, NamespaceDenied, Problem, SettingsInvalid, TriggerInvalid, quoted
-from scaler.evaluator import Evaluator, Workload
+from scaler.evaluator import Evaluator
 from scaler.service import Context, Guard, add_methods, parsed
 from scaler.settings import ServerSettings
 from scaler.slices import Slices
 from scaler.telemetry import Telemetry
+from scaler.workload import Workload
 
 REPLICAS: Final = "pilotlight.v1.Replicas"
 EXPLAIN: Final = "pilotlight.v1.Explain"

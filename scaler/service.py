@@ -32,9 +32,10 @@ from scaler.errors import (
     TriggerInvalid,
     quoted,
 )
-from scaler.evaluator import Evaluator, Stream, Workload, published
+from scaler.evaluator import Evaluator, published
 from scaler.settings import ClientRule, LimitSettings, ServerSettings, Settings, TlsSettings
 from scaler.telemetry import Telemetry
+from scaler.workload import Stream, Workload
 
 SERVICE: Final = "externalscaler.ExternalScaler"
 

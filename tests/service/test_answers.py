@@ -20,7 +20,8 @@ from scaler.core.answers import JOBS
 from scaler.core.decide import Memory, decide
 from scaler.core.model import Decision, Goals, ReplicaView, Sample
 from scaler.errors import SourceNoData, SourceTimeout, TriggerInvalid
-from scaler.evaluator import Evaluator, Workload, _joint_goals
+from scaler.evaluator import Evaluator
+from scaler.joint import joint_goals
 from scaler.policies.slo import POLICY as SLO_POLICY
 from scaler.settings import Settings, StateSettings, TelemetrySettings
 from scaler.simulator.rules import HpaSpec, JobSpec, JobTrigger, Metric, Scale, combined_proposal, jobs_to_create
@@ -28,6 +29,7 @@ from scaler.sources.kafka.lag import KafkaReading, PartitionReading
 from scaler.sources.sqs import SqsReading
 from scaler.state import StateFile
 from scaler.telemetry import Telemetry
+from scaler.workload import Workload
 from tests.service.conftest import RunShell, until
 from tests.service.scripted import World
 from tests.service.test_evaluator_properties import Clock, Desk
@@ -262,10 +264,10 @@ def test_what_one_of_them_says_of_kedas_cooldown_and_of_the_warm_pool_is_said_fo
     said = Goals(target_value=1.0, wait_seconds=30.0, cooldown_seconds=600.0, warm="floor")
     less, unsaid = replace(said, cooldown_seconds=0.0, warm="off"), Goals(target_value=2.0, wait_seconds=60.0)
     for goals in ([said, less, unsaid], [less, unsaid, said], [unsaid, said, less]):
-        joint = _joint_goals(goals)
+        joint = joint_goals(goals)
         assert (joint.cooldown_seconds, joint.warm, joint.wait_seconds) == (600.0, "floor", 30.0)
-    assert _joint_goals([less, unsaid]).cooldown_seconds == 0.0
-    assert _joint_goals([unsaid, unsaid]).cooldown_seconds is None
+    assert joint_goals([less, unsaid]).cooldown_seconds == 0.0
+    assert joint_goals([unsaid, unsaid]).cooldown_seconds is None
 
 
 def test_service_times_that_differ_are_true_of_none_of_them_and_learned() -> None:
@@ -273,9 +275,9 @@ def test_service_times_that_differ_are_true_of_none_of_them_and_learned() -> Non
     short = Goals(target_value=1.0, wait_seconds=30.0, service_seconds=0.5, cold_start_seconds=20.0)
     long, unsaid = replace(short, service_seconds=50.0, cold_start_seconds=90.0), replace(short, service_seconds=None)
     for goals in ([short, long], [long, short], [short, unsaid], [unsaid, long]):
-        assert _joint_goals(goals).service_seconds is None
-    assert _joint_goals([short, short]).service_seconds == 0.5
-    assert _joint_goals([short, long]).cold_start_seconds == _joint_goals([long, short]).cold_start_seconds == 90.0
+        assert joint_goals(goals).service_seconds is None
+    assert joint_goals([short, short]).service_seconds == 0.5
+    assert joint_goals([short, long]).cold_start_seconds == joint_goals([long, short]).cold_start_seconds == 90.0
 
 
 def test_who_tells_other_service_times_than_the_triggers_that_it_is_sized_with_is_warned() -> None:

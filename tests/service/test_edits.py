@@ -13,8 +13,8 @@ import pytest
 
 from scaler.core.model import Decision, ReplicaView
 from scaler.errors import SourceTimeout
-from scaler.evaluator import Workload
 from scaler.sources.sqs import SqsReading
+from scaler.workload import Workload
 from tests.service.test_answers import KEYS, Bench
 
 SERVICE_SECONDS = 60.0

@@ -22,11 +22,12 @@ from hypothesis.stateful import (
 
 from scaler.core.model import Decision, ReplicaView
 from scaler.errors import PilotlightError, SourceDenied, SourceError, SourceTimeout, SourceUnavailable
-from scaler.evaluator import Evaluator, Stream, Workload, published
+from scaler.evaluator import Evaluator, published
 from scaler.plugins import sources
 from scaler.settings import ReadingSettings, Settings, TelemetrySettings
 from scaler.telemetry import Telemetry
 from scaler.trigger import Trigger
+from scaler.workload import Stream, Workload
 from tests.service.scripted import SOURCE
 
 HOLD_SECONDS = 60.0
