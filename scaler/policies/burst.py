@@ -125,9 +125,8 @@ class Burst(Generic[StateT]):
         is_on = begins or (state.is_on and lasts)
         arrivals = _tells_arrivals(situation.sample)
         held_value = state.held_value
-        asked = (
-            value if proposal.active else 0.0
-        )  # below an activation threshold there is a metric, and no answer to hold
+        # Below an activation threshold there is a metric, and no answer to hold.
+        asked = value if proposal.active else 0.0
         if is_on:
             held_value = floor = max(held_value, asked)
         elif not arrivals:
@@ -153,19 +152,16 @@ class Burst(Generic[StateT]):
             # What a window is fed next counts for all the time since: only of an idle queue is it known what that was.
             is_quiet = arrivals and held_value == known.waiting + known.in_flight == 0.0
             return _with_state(proposal, after, proposal.review_at_seconds if is_quiet else None)
-        reason = "{} of {:.3g} lately against {:.3g} over a longer time: held until these meet"
-        if not is_on:
-            reason = (
-                "{} of {:.3g} lately against {:.3g} over a longer time: it is over, and what works is let go slowly"
-            )
+        higher = max(floor, value)
+        until = "held until these meet" if is_on else "it is over, and what works is let go slowly"
         step = Step(
             name="burst",
             before=value,
-            after=max(floor, value),
-            reason=reason,
+            after=higher,
+            reason="{} of {:.3g} lately against {:.3g} over a longer time: " + until,
             numbers=("arrivals a second" if arrivals else "a metric", short.value, long.value),
         )
-        held = replace(proposal, active=True, metric_value=max(floor, value), steps=(*proposal.steps, step))
+        held = replace(proposal, active=True, metric_value=higher, steps=(*proposal.steps, step))
         return _with_state(held, after, None)
 
 

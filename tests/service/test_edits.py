@@ -27,13 +27,22 @@ EDITS = [
 ]
 
 
-def admitted(bench: Bench, digest: str, **more: str) -> Workload:
-    """The trigger on the one queue, as KEDA first calls it with this metadata."""
+def called(bench: Bench, digest: str, metadata: dict[str, str]) -> Workload:
+    """The trigger of this digest, which KEDA calls now; admitted if it is not known."""
     found = bench.evaluator.known(digest.encode())
-    if found is not None:
-        return found
-    metadata = {"source": "sqs", "queueURL": "jobs", "awsRegion": "eu-central-1", **KEYS, **SLO, **more}
-    return bench.evaluator.admit(digest.encode(), "team-a", "llama", metadata)
+    return found or bench.evaluator.admit(digest.encode(), "team-a", "llama", metadata)
+
+
+def admitted(bench: Bench, digest: str, **more: str) -> Workload:
+    """The trigger on the one queue."""
+    return called(
+        bench, digest, {"source": "sqs", "queueURL": "jobs", "awsRegion": "eu-central-1", **KEYS, **SLO, **more}
+    )
+
+
+def orders(bench: Bench, digest: str, **more: str) -> Workload:
+    """A trigger on what the script says."""
+    return called(bench, digest, {"source": "scripted", "world": "w", "object": "orders", **more})
 
 
 def read(bench: Bench, workload: Workload, visible: int, in_flight: int, *, after: float = 2.0) -> Decision:
@@ -106,15 +115,6 @@ def test_a_source_that_cannot_be_read_after_the_edit_is_not_unknown(policy: dict
     assert bench.evaluator.is_active(new) is True
     bench.clock.now += 30.0
     assert bench.evaluator.metrics(new) == before
-
-
-def orders(bench: Bench, digest: str, **more: str) -> Workload:
-    """A trigger on what the script says, called now."""
-    found = bench.evaluator.known(digest.encode())
-    if found is not None:
-        return found
-    metadata = {"source": "scripted", "world": "w", "object": "orders", **more}
-    return bench.evaluator.admit(digest.encode(), "team-a", "llama", metadata)
 
 
 def answered(bench: Bench, workload: Workload) -> tuple[float, float, int, bool]:
