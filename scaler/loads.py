@@ -175,6 +175,11 @@ def _check(text: str, pattern: Pattern, service_seconds: float, length: Length) 
         for setting, hour in (("from_hour", pattern.from_hour), ("to_hour", pattern.to_hour)):
             if hour > 24:
                 raise TraceInvalid(f"pattern {quoted(text)}: {setting} is {hour:g}; expected an hour from 0 to 24")
+        if pattern.from_hour > pattern.to_hour:
+            raise TraceInvalid(
+                f"pattern {quoted(text)}: from_hour is {pattern.from_hour:g}; "
+                f"expected at most to_hour, {pattern.to_hour:g}"
+            )
     size = _size(pattern, length.seconds)
     for made, most, what in ((size.requests, MOST_REQUESTS, "requests"), (size.draws, MOST_DRAWS, "draws of chance")):
         if not made <= most:

@@ -181,6 +181,7 @@ def test_of_a_name_that_a_trace_and_a_pattern_have_the_colon_says_the_pattern(na
         ("flash:decay_seconds=0", "decay_seconds is 0; expected above 0"),
         ("documents:documents_per_day=1e9", "documents_per_day is 1e+09, which makes about 1e+09 requests"),
         ("documents:to_hour=90", "to_hour is 90; expected an hour"),
+        ("documents:from_hour=18,to_hour=8", "from_hour is 18; expected at most to_hour"),
     ],
 )
 def test_a_pattern_that_would_fill_the_memory_or_never_end_is_refused(pattern: str, said: str) -> None:
