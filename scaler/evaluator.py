@@ -42,14 +42,14 @@ from scaler.errors import (
     bare,
     quoted,
 )
-from scaler.handover import PAST_KEPT, Past, Remembering, learned_key, siblings, trial_key
+from scaler.handover import Past, Remembering, learned_key, trial_key
 from scaler.joint import Believing, decided_together, joint_warnings, sized_memory, sized_with, trial_memory
 from scaler.settings import Settings
 from scaler.slices import Slices
 from scaler.state import Durable, Key
 from scaler.telemetry import Telemetry, WorkloadFacts
 from scaler.trigger import Trigger, parse_trigger
-from scaler.workload import Digest, ScaledObject, Stream, Workload
+from scaler.workload import Digest, ScaledObject, Stream, Workload, siblings
 
 # A sibling that is called this much later than a workload has taken its place. KEDA calls the triggers of one
 # ScaledObject in parallel, or within one HPA sync; its shortest polling interval is 1 s, the usual one 30 s.
@@ -63,6 +63,8 @@ _REFUSED_SECONDS = 30.0
 _REFUSED_KEPT = 4096
 # Workloads above the limit that are kept for their metric specs only.
 _OVERFLOW_KEPT = 1024
+# When that many workloads were called that are gone is remembered.
+_CALLED_KEPT = 20_000
 _SWEEP_SECONDS = 5.0
 # Cold starts that were reported since a workload was last read; only the newest of more are learned from.
 _COLD_STARTS_UNREAD = 64
@@ -782,7 +784,7 @@ class Evaluator:
                     self._start_reading(workload)
         self._place_streams(scaled_object)
         for workload in scaled_object.workloads:
-            if self._past.inherited(workload):
+            if self._past.inherit(workload):
                 self._wake(workload)
 
     def _place_streams(self, scaled_object: ScaledObject) -> None:
@@ -850,7 +852,7 @@ class Evaluator:
         workload.scaled_object.workloads.remove(workload)
         if workload.called_at > -math.inf:
             self._called[workload.digest] = workload.called_at
-            while len(self._called) > PAST_KEPT:
+            while len(self._called) > _CALLED_KEPT:
                 self._called.popitem(last=False)
         self._past.expired(workload)
         self._judge(workload.scaled_object)

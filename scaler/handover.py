@@ -16,10 +16,10 @@ from scaler.core.model import Decision
 from scaler.dry_run import Trial, TrialOf
 from scaler.state import Durable, Key, Restored
 from scaler.trigger import Trigger
-from scaler.workload import Workload
+from scaler.workload import Workload, siblings
 
-# Of how many workloads that are gone it is remembered what they knew, and when they were called.
-PAST_KEPT = 20_000
+# What that many workloads knew that are gone is remembered.
+_PAST_KEPT = 20_000
 
 
 class Remembering(Protocol):
@@ -38,6 +38,7 @@ class Past:
     def __init__(self, keeper: Remembering | None, *, stands_seconds: float) -> None:
         self._keeper = keeper
         self._stands_seconds = stands_seconds
+        # Decisions are kept as they were made: `against` puts them into the terms of whoever goes on from them.
         self._known: OrderedDict[Key, Restored | Trial] = OrderedDict()
 
     def remember(self, workload: Workload, now: float) -> None:
@@ -49,8 +50,9 @@ class Past:
         found = self._taken(key)
         other = _same_but_for_digest(workload)
         theirs = None if other is None else _kept(handed_over(other.memory, other.trigger, trigger)) or _unread(other)
+        whose = None
         if other is not None and (found is None or _is_later(theirs, found)):  # edited, or a secret rotated
-            found = theirs
+            found, whose = theirs, None if other.memory.last is None else other.trigger
             workload.blank_until = max(workload.blank_until, other.blank_until)
             workload.peak = max(workload.peak, other.peak)
         if found is None and self._keeper is not None:
@@ -58,7 +60,7 @@ class Past:
         workload.unread = None if found is None else (key, found)
         state = None if found is None else found.state
         blank_seconds = workload.blank_seconds
-        last = None if found is None else against(found.decision, trigger)
+        last = None if found is None else against(found.decision, trigger, whose=whose)
         # Older than holdSeconds it tells no more which replicas there are: the service may have gone on without being
         # able to write, and KEDA's fallback or a person may have decided meanwhile.
         is_fresh = state is not None and last is not None and now - last.at_seconds <= goals.hold_seconds
@@ -91,8 +93,11 @@ class Past:
             workload.peak = 0
         self.remember(workload, now)
 
-    def inherited(self, workload: Workload) -> bool:
-        """Whether it now knows what was read under the old digest after its own came, which can't be read."""
+    def inherit(self, workload: Workload) -> bool:
+        """Go on from what was read under the old digest after its own came, which can't be read; whether there was any.
+
+        Not where it was read itself since.
+        """
         trigger, last = workload.trigger, workload.memory.last
         if workload.superseded or trigger.refusal is not None or (last is not None and workload.unread is None):
             return False
@@ -101,9 +106,8 @@ class Past:
         if other is None or theirs is None or (last is not None and theirs.at_seconds <= last.at_seconds):
             return False
         memory = handed_over(other.memory, other.trigger, trigger)
-        if (kept := _kept(memory)) is not None:
-            workload.unread = learned_key(trigger), kept
-        workload.memory = replace(memory, last=against(theirs, trigger))
+        workload.memory = replace(memory, last=against(theirs, trigger, whose=other.trigger))
+        workload.unread = learned_key(trigger), Restored(decision=theirs, state=memory.state, sample=memory.sample)
         workload.good_until = theirs.at_seconds + trigger.goals.hold_seconds
         workload.metrics_body = workload.spec_body = None
         return True
@@ -124,7 +128,7 @@ class Past:
 
     def _keep(self, key: Key, known: Restored | Trial) -> None:
         self._known[key] = known
-        while len(self._known) > PAST_KEPT:
+        while len(self._known) > _PAST_KEPT:
             self._known.popitem(last=False)
 
     def _taken(self, key: Key) -> Restored | None:
@@ -172,12 +176,17 @@ def handed_over(memory: Memory[Any], theirs: Trigger, trigger: Trigger) -> Memor
     return Memory(state=state, last=memory.last, sample=memory.sample)
 
 
-def against(decision: Decision, trigger: Trigger) -> Decision:
+def against(decision: Decision, trigger: Trigger, *, whose: Trigger | None = None) -> Decision:
     """A decision from before an edit, as `trigger` announces it: as many replicas, within its bounds.
+
+    Where it is known `whose` it is, and that says the same, it stands as it is: what several triggers need together
+    may be above the bounds of one.
 
     A raw metric may be of another unit than the one that is read from now on, and against the new threshold it may ask
     for any number; KEDA writes that threshold into the HPA once, when it first asks after the edit.
     """
+    if whose is not None and whose.terms == trigger.terms:
+        return decision
     goals, decides = trigger.goals, trigger.policy.decides_replicas
     target_value = 1.0 if decides else goals.target_value
     metric_value = decision.metric_value
@@ -188,16 +197,6 @@ def against(decision: Decision, trigger: Trigger) -> Decision:
         metric_value = float(most)
     desired = min(max(decision.desired_replicas, goals.min_replicas), most) if decision.active else goals.min_replicas
     return replace(decision, metric_value=metric_value, target_value=target_value, desired_replicas=desired)
-
-
-def siblings(workload: Workload) -> list[Workload]:
-    """Other digests of the same ScaledObject that read the same thing."""
-    identity = workload.trigger.identity
-    return [
-        other
-        for other in workload.scaled_object.workloads
-        if other is not workload and other.trigger.identity == identity
-    ]
 
 
 def _same_but_for_digest(workload: Workload, *, superseded: bool = False) -> Workload | None:

@@ -95,7 +95,7 @@ class Joint:
 
 
 class Workload:
-    """One trigger that KEDA asks about. See the module for how its parts change."""
+    """One trigger that KEDA asks about. See scaler/evaluator.py for how its parts change."""
 
     __slots__ = (
         "admitted_at",
@@ -149,14 +149,14 @@ class Workload:
         self.begin(now)
 
     def begin(self, now: float) -> None:
-        """Nothing was read: it is new, or it was superseded and its own memory is of long ago."""
+        """Forget what was read: it is new, or it was superseded, and what it remembers is of before that."""
         self.admitted_at = now
         self.memory: Memory[Any] = Memory(state=self.trigger.policy.start())
         self.error: PilotlightError | None = None
         self.failing_since = math.inf
         # Until when `metrics_body` may be sent without a second look.
         self.good_until = -math.inf
-        # Cold starts that were reported since it was last read.
+        # Cold starts that were reported since it was last read, which its successor learned from if it had one.
         self.cold_starts: tuple[float, ...] = ()
         self.cold_start_phases: tuple[tuple[int, float], ...] = ()
         # The last decision is from before a restart, and nothing was read since.
@@ -248,3 +248,13 @@ class Workload:
         if last is not None:
             return last.target_value
         return 1.0 if self.trigger.policy.decides_replicas else self.trigger.goals.target_value
+
+
+def siblings(workload: Workload) -> list[Workload]:
+    """Other digests of the same ScaledObject that read the same thing."""
+    identity = workload.trigger.identity
+    return [
+        other
+        for other in workload.scaled_object.workloads
+        if other is not workload and other.trigger.identity == identity
+    ]

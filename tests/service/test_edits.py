@@ -430,3 +430,25 @@ def test_an_edit_of_one_of_several_triggers_leaves_what_they_have_learned_togeth
         ]
         assert [one.metric_value for one in answers[0]] == [one.metric_value for one in answers[1]], look
     assert pairs[0][1].estimates == pairs[1][1].estimates
+
+
+@pytest.mark.parametrize("read_between", [True, False], ids=["read once more", "not read again"])
+def test_what_several_triggers_need_together_stands_after_a_rotated_secret_of_one(*, read_between: bool) -> None:
+    """It may be above that one's own maxReplicas, and is so again with its next reading."""
+    bench = Bench()
+    first = bench.workload("orders", **SLO)
+
+    def mails(password: str) -> Workload:
+        metadata = {"source": "scripted", "world": "w", "object": "mails", **SLO, "maxReplicas": "5"}
+        return called(bench, password, {**metadata, "password": password})
+
+    old = mails("old")
+    together = (bench.read(first, 40.0), bench.read(old, 0.0))[1]
+    assert together.desired_replicas > 5
+    new = mails("new")
+    if read_between:
+        together = bench.read(old, 0.0)
+    bench.clock.now += 11.0
+    mails("new")
+    assert answered(bench, new)[2] == together.desired_replicas
+    assert bench.read(new, 0.0).desired_replicas > 5
