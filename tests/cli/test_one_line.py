@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from scaler.backtest.report import text_table
+from tests.services import wait_until
 
 COMMAND = [sys.executable, "-m", "scaler.cli"]
 
@@ -123,6 +124,15 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+def is_there(group: int) -> bool:
+    """Whether a process of this group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("seeds", ["1", "4"], ids=["alone", "several processes"])
 def test_an_interrupted_backtest_ends_at_once_without_a_word_and_leaves_no_process(tmp_path: Path, seeds: str) -> None:
@@ -144,8 +154,7 @@ def test_an_interrupted_backtest_ends_at_once_without_a_word_and_leaves_no_proce
     os.killpg(running.pid, signal.SIGINT)
     out, err = running.communicate(timeout=20)
     assert (running.returncode, out, err) == (130, b"", b"")
-    with pytest.raises(ProcessLookupError):
-        os.killpg(running.pid, signal.SIGKILL)
+    wait_until(lambda: not is_there(running.pid), what="the end of its processes", timeout_seconds=20.0)
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -167,7 +167,7 @@ async def controlled(
         keda = Keda(scaled_object, fleet, channel, pace)
         task = asyncio.create_task(keda.run())
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(150):
                 yield keda, fleet
         finally:
             task.cancel()

@@ -94,7 +94,7 @@ async def test_rabbitmq_counts_messages_over_amqp_and_over_http(rabbitmq: Rabbit
             await channel.default_exchange.publish(aio_pika.Message(b"one"), routing_key="orders")
             seen = await channel.declare_queue("orders", passive=True)
         assert seen.declaration_result.message_count == 1
-        deadline = asyncio.get_running_loop().time() + 10
+        deadline = asyncio.get_running_loop().time() + 60
         while (rabbitmq.api("GET", f"/queues/{vhost}/orders")).get("messages") != 1:
             assert asyncio.get_running_loop().time() < deadline, "the management API never counted the message"
             await asyncio.sleep(0.1)
@@ -142,7 +142,7 @@ async def test_the_proxy_hangs_goes_on_cuts_and_refuses(prometheus: Prometheus) 
     async with tcp_proxy(prometheus.host, prometheus.port) as proxy:
 
         async def ask() -> bytes:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
                 try:
                     writer.write(b"GET /-/ready HTTP/1.0\r\n\r\n")
@@ -182,7 +182,7 @@ async def test_a_proxy_that_holds_pieces_ends_at_once(
         proxy.delay_seconds = 60.0
         _, writer = await asyncio.open_connection(proxy.host, proxy.port)
         writer.write(b"GET /-/ready HTTP/1.0\r\n\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not proxy.open_connections:  # noqa: ASYNC110 -- the proxy has no event for it
                 await asyncio.sleep(0.01)
             await proxy.refuse()
@@ -195,8 +195,8 @@ def test_the_token_server_knows_its_clients() -> None:
     issuer = TokenIssuer(audience="kafka")
     with serve_tokens(issuer, clients={"svc": "right"}) as server:
         form = {"grant_type": "client_credentials", "client_id": "svc", "client_secret": "right"}
-        granted = requests.post(server.url, data=form, timeout=5)
+        granted = requests.post(server.url, data=form, timeout=30)
         assert granted.json()["access_token"].count(".") == 2
-        refused = requests.post(server.url, data={**form, "client_secret": "wrong"}, timeout=5)
+        refused = requests.post(server.url, data={**form, "client_secret": "wrong"}, timeout=30)
         assert refused.status_code == 401
     assert server.requests[0]["client_id"] == "svc"

@@ -63,11 +63,12 @@ def test_a_server_that_cannot_start_says_why() -> None:
         pass
 
 
+@pytest.mark.timeout(300)  # a broker takes 6 s to start, and a minute on a machine that is busy
 async def test_a_rabbitmq_broker_keeps_durable_messages_over_a_crash_and_hangs_when_paused() -> None:
     with start_rabbitmq() as broker:
 
-        async def ready_messages() -> int | None:
-            async with asyncio.timeout(5), await aio_pika.connect(broker.amqp_url(), timeout=5) as connection:
+        async def ready_messages(seconds: float = 30.0) -> int | None:
+            async with asyncio.timeout(seconds), await aio_pika.connect(broker.amqp_url(), timeout=30) as connection:
                 channel = await connection.channel()
                 queue = await channel.declare_queue("kept", durable=True, passive=True)
                 return queue.declaration_result.message_count
@@ -79,9 +80,10 @@ async def test_a_rabbitmq_broker_keeps_durable_messages_over_a_crash_and_hangs_w
             await channel.default_exchange.publish(message, routing_key="kept")
         broker.pause()
         with pytest.raises(TimeoutError):
-            await ready_messages()
+            await ready_messages(seconds=5.0)
         broker.resume()
         assert await ready_messages() == 1
+        await asyncio.sleep(3)  # Erlang's disk log holds writes back for up to 2 s, and it was paused
         broker.kill()
         assert not accepts_connections(broker.host, broker.amqp_port)
         await asyncio.to_thread(broker.start)
@@ -134,7 +136,7 @@ def test_services_that_stay_are_found_by_their_file_and_ended_by_down(tmp_path: 
         addresses = dict(line.split("=") for line in run("up").splitlines())
         assert addresses.keys() == {*named, session.PROMETHEUS_VARIABLE}
         address = addresses[session.PROMETHEUS_VARIABLE]
-        assert requests.get(f"http://{address}/-/ready", timeout=5).ok
+        assert requests.get(f"http://{address}/-/ready", timeout=30).ok
         assert dict(line.split("=") for line in run("env").splitlines()) == addresses
     finally:
         run("down")

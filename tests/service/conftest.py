@@ -16,6 +16,8 @@ from scaler.plugins import sources
 from scaler.settings import LimitSettings, ReadingSettings, ServerSettings, Settings, TelemetrySettings
 from tests.service.scripted import SOURCE, World, worlds
 
+PATIENT_SECONDS = 20.0
+
 
 @dataclass
 class ForwardClock:
@@ -61,7 +63,8 @@ class ShellSettings:
         }
         return Settings(
             server=ServerSettings.model_validate(any_port | self.server),
-            reading=ReadingSettings.model_validate(self.reading),
+            # The first answer is waited for longer than a busy machine stands still.
+            reading=ReadingSettings.model_validate({"first_answer_seconds": PATIENT_SECONDS} | self.reading),
             limits=LimitSettings.model_validate(self.limits),
             telemetry=TelemetrySettings.model_validate(self.telemetry),
             rules=self.whole.rules,
@@ -71,7 +74,7 @@ class ShellSettings:
         )
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], *, seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], *, seconds: float = 30.0) -> None:
     """Ask `condition` again and again; TimeoutError where it does not come true."""
     async with asyncio.timeout(seconds):
         while True:
@@ -105,7 +108,7 @@ async def running(settings: ShellSettings | None = None) -> AsyncIterator[Shell]
             yield Shell(serving, clock, stop, task, keda, hints)
     finally:
         stop.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await task
 
 

@@ -95,7 +95,7 @@ async def test_a_broker_that_dies_and_returns_empty_handed_never_scales_anything
         detail = await failing(keda, grpc.StatusCode.UNAVAILABLE)
         assert queue in detail or broker.endpoint_url in detail or str(broker.port) in detail
         assert await keda.active()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert (await stream.read()).result is True  # KEDA asks no IsActive after a failed GetMetrics
 
         await asyncio.to_thread(broker.start)  # the queue is gone with its memory
@@ -119,7 +119,7 @@ async def test_a_broker_that_is_there_but_answers_nothing_is_a_timeout(shell: Ru
             started = asyncio.get_running_loop().time()
             for _ in range(20):
                 assert await keda.poll() == (3.0, 5.0, True)
-            assert asyncio.get_running_loop().time() - started < 2  # no call waits for the broker
+            assert asyncio.get_running_loop().time() - started < 10  # no call waits for the broker
             running.clock.forward(125)
             await failing(keda, grpc.StatusCode.UNAVAILABLE)
             assert await keda.active()

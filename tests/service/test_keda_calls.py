@@ -7,6 +7,7 @@ load, these tests do call by call.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +22,12 @@ from scaler._generated import externalscaler_pb2 as current
 from scaler._generated import pilotlight_pb2 as ours
 from scaler._generated import pilotlight_pb2_grpc as ours_grpc
 from scaler.errors import SourceDenied, SourceUnavailable
+from scaler.settings import ReadingSettings
 from tests.service.conftest import RunShell, Shell, ShellSettings, until
 from tests.service.scripted import World
 
+# How long the first answer is waited for outside tests.
+AS_BY_DEFAULT: dict[str, object] = {"first_answer_seconds": ReadingSettings().first_answer_seconds}
 PROTOS = Path(__file__).resolve().parents[1] / "conformance" / "protos"
 
 
@@ -69,18 +73,18 @@ class Keda:
         )
 
     async def spec(self) -> Any:
-        answer = await self._unary("GetMetricSpec", self._messages.GetMetricSpecResponse)(self.ref, timeout=5)
+        answer = await self._unary("GetMetricSpec", self._messages.GetMetricSpecResponse)(self.ref, timeout=30)
         assert len(answer.metricSpecs) == 1
         return answer.metricSpecs[0]
 
     async def metrics(self, name: str) -> Any:
         request = self._messages.GetMetricsRequest(scaledObjectRef=self.ref, metricName=name)
-        answer = await self._unary("GetMetrics", self._messages.GetMetricsResponse)(request, timeout=5)
+        answer = await self._unary("GetMetrics", self._messages.GetMetricsResponse)(request, timeout=30)
         assert len(answer.metricValues) == 1
         return answer.metricValues[0]
 
     async def active(self) -> bool:
-        answer = await self._unary("IsActive", self._messages.IsActiveResponse)(self.ref, timeout=5)
+        answer = await self._unary("IsActive", self._messages.IsActiveResponse)(self.ref, timeout=30)
         return bool(answer.result)
 
     def stream(self, method: str = "StreamIsActive", answer: Any = None) -> Any:
@@ -161,6 +165,7 @@ async def test_hpa_reads_of_three_triggers_cost_one_read_each_however_many_specs
         triggers = [Keda(running, messages, trigger(thing)) for thing in ("one", "two", "three")]
         names = [(await keda.spec()).metricName for keda in triggers]
         assert len(set(names)) == 3
+        started = time.monotonic()
         for _ in range(5):
             for keda, name in zip(triggers, names, strict=True):
                 for other in triggers:  # KEDA asks the spec of every trigger to find the one that matches
@@ -170,8 +175,9 @@ async def test_hpa_reads_of_three_triggers_cost_one_read_each_however_many_specs
                     {"one": 1.0, "two": 2.0, "three": 3.0}[keda.ref.scalerMetadata["object"]],
                     True,
                 )
-        # 45 specs and 15 reads of metrics within well under a second: at most two reads of each object.
-        assert max(world.asked.values()) <= 2
+        # 45 specs and 15 reads of metrics, on a quiet machine within well under a second: each object is read when it
+        # is new, and then once a second.
+        assert max(world.asked.values()) <= 2 + int(time.monotonic() - started)
         assert world.opened == 1
 
 
@@ -182,10 +188,11 @@ async def test_the_immediate_retry_after_an_error_does_not_reach_the_source(
     async with shell() as running:
         keda = Keda(running, messages, trigger())
         name = (await keda.spec()).metricName
+        started = time.monotonic()
         for _ in range(10):
             code, detail = await code_of(keda.metrics(name))
             assert (code, "refused" in detail) == (grpc.StatusCode.FAILED_PRECONDITION, True)
-        assert world.asked["orders"] <= 2
+        assert world.asked["orders"] <= 2 + int(time.monotonic() - started)
         assert (await keda.spec()).metricName == name  # else KEDA's fallback would be blocked (#8056)
 
 
@@ -193,16 +200,22 @@ async def test_the_first_call_waits_for_the_first_reading_and_no_longer_than_two
     shell: RunShell, world: World, messages: Any
 ) -> None:
     world.hang()
-    async with shell() as running:
+    async with shell(ShellSettings(reading=AS_BY_DEFAULT)) as running:
         keda = Keda(running, messages, trigger())
         name = (await keda.spec()).metricName
-        started = asyncio.get_running_loop().time()
-        code, detail = await code_of(keda.metrics(name))
-        assert (code, "not been read yet" in detail) == (grpc.StatusCode.UNAVAILABLE, True)
-        assert 1.5 < asyncio.get_running_loop().time() - started < 3.0
-        started = asyncio.get_running_loop().time()
-        await code_of(keda.metrics(name))  # only a new workload is waited for
-        assert asyncio.get_running_loop().time() - started < 0.5
+
+        async def took_seconds(asked: Keda) -> float:
+            started = time.monotonic()
+            code, detail = await code_of(asked.metrics(name))
+            assert (code, "not been read yet" in detail) == (grpc.StatusCode.UNAVAILABLE, True)
+            return time.monotonic() - started
+
+        # A busy machine may make any of several calls longer, but not all of them.
+        new = [await took_seconds(keda)]
+        new += [await took_seconds(Keda(running, messages, trigger(), name=f"llama-{number}")) for number in range(2)]
+        assert 1.5 < min(new) < 3.0
+        known = [await took_seconds(keda) for _ in range(5)]  # only a new workload is waited for
+        assert min(known) < 0.5
         world.default = 7.0
         world.resume()
         await settled(keda, (7.0, 5.0, True))
@@ -247,11 +260,11 @@ async def test_a_stream_tells_its_state_when_it_opens_and_activity_at_once(
         stream = keda.stream()
         assert (await stream.read()).result is False
         world.answers["orders"] = 3.0
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(15):  # well before it would be repeated
             assert (await stream.read()).result is True
         stream.cancel()
         reconnected = keda.stream()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(15):
             assert (await reconnected.read()).result is True
 
 
@@ -261,7 +274,7 @@ async def test_a_stream_that_opens_before_the_first_reading_gets_it_when_it_come
     world.default = 2.0
     async with shell() as running:
         stream = Keda(running, messages, trigger()).stream()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(15):
             assert (await stream.read()).result is True
 
 
@@ -269,7 +282,7 @@ async def test_true_is_repeated_slowly_while_nobody_sees_a_replica(shell: RunShe
     world.default = 2.0
     async with shell() as running:
         stream = Keda(running, current, trigger(heartbeatSeconds="1")).stream()
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(30):
             assert [(await stream.read()).result for _ in range(4)] == [True] * 4
 
 
@@ -301,7 +314,7 @@ async def test_repeats_end_when_replicas_serve_and_go_on_while_one_starts(shell:
         keda = Keda(running, current, trigger(heartbeatSeconds="1"))
         await report(running, ready=1)
         stream = keda.stream()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             assert (await stream.read()).result is True
         await report(running, ready=1)
         with pytest.raises(TimeoutError):
@@ -310,7 +323,7 @@ async def test_repeats_end_when_replicas_serve_and_go_on_while_one_starts(shell:
         stream = keda.stream()
         await stream.read()
         await report(running, ready=1, starting=1)
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(30):
             assert (await stream.read()).result is True
 
 
@@ -324,10 +337,10 @@ async def test_a_failing_workload_stays_active_on_its_stream_for_hold_and_ten_mi
         await stream.read()
         await report(running, ready=4)  # replicas serve: nothing to repeat but for the failure
         world.default = SourceUnavailable("gone")
-        async with asyncio.timeout(6):
+        async with asyncio.timeout(30):
             assert (await stream.read()).result is True
         running.clock.forward(500)  # within 30 s + 600 s
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(30):
             assert (await stream.read()).result is True
         running.clock.forward(200)
         await asyncio.sleep(1.1)
@@ -344,7 +357,7 @@ async def test_streams_end_with_ok_before_the_connection_is_too_old(shell: RunSh
         await asyncio.sleep(1.2)
         assert not stream.done()
         running.clock.forward(120)
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(30):
             while await stream.read() is not grpc.aio.EOF:
                 pass
         assert await stream.code() == grpc.StatusCode.OK
@@ -363,10 +376,10 @@ async def test_stream_metric_spec_sends_at_open_what_getmetricspec_says(shell: R
     async with shell(ShellSettings(server={"stream_metric_spec": True})) as running:
         keda = Keda(running, current, trigger())
         stream = keda.stream("StreamMetricSpec", current.GetMetricSpecResponse)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             assert (await stream.read()).metricSpecs[0] == await keda.spec()
         running.stop.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await stream.read() is grpc.aio.EOF
         assert await stream.code() == grpc.StatusCode.OK
 
@@ -410,7 +423,7 @@ async def test_a_rotated_secret_takes_over_and_the_old_stream_carries_on(shell: 
         await asyncio.sleep(2.5)
         assert len(world.reads) - reads <= 3  # one client reads, once a second
         world.default = 6.0
-        async with asyncio.timeout(3):  # KEDA's stream still holds the old secret
+        async with asyncio.timeout(15):  # KEDA's stream still holds the old secret
             assert (await stream.read()).result is True
         # The old credentials stop working; the new ones do work: nothing of that shows.
         assert await new.poll() == (6.0, 5.0, True)
@@ -418,8 +431,8 @@ async def test_a_rotated_secret_takes_over_and_the_old_stream_carries_on(shell: 
 
 async def test_an_edited_trigger_answers_at_once_though_nothing_can_be_read(shell: RunShell, world: World) -> None:
     world.default = 40.0
-    async with shell() as running:
-        assert await Keda(running, current, trigger(threshold="5")).poll() == (40.0, 5.0, True)
+    async with shell(ShellSettings(reading=AS_BY_DEFAULT)) as running:
+        await settled(Keda(running, current, trigger(threshold="5")), (40.0, 5.0, True))
         world.hang()
         new = Keda(running, current, trigger(threshold="10"))
         assert (await new.spec()).targetSizeFloat == 10.0  # which KEDA writes into the HPA once

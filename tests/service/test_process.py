@@ -61,7 +61,7 @@ async def serving(folder: Path, settings: Mapping[str, Any], *options: str) -> A
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
     try:
-        await until(lambda: ready.exists() or child.poll() is not None, seconds=40)
+        await until(lambda: ready.exists() or child.poll() is not None, seconds=80)
         assert ready.exists(), log.read_text()
         yield Process(child, log, json.loads(ready.read_text()))
     finally:
@@ -110,9 +110,9 @@ async def test_sigterm_ends_streams_with_ok_finishes_calls_and_exits_with_zero(t
             assert await stream.read() is grpc.aio.EOF
             assert await stream.code() == grpc.StatusCode.OK
         assert await in_flight == grpc.StatusCode.UNAVAILABLE  # its own answer: the server has no such broker
-        await until(lambda: process.child.poll() is not None, seconds=15)
+        await until(lambda: process.child.poll() is not None, seconds=30)
         assert process.child.returncode == 0
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 18  # of the 20 that it might take
     assert process.events()[-1]["event"] == "stopped"
     assert not [event for event in process.events() if event["level"] == "error"]
 
@@ -197,7 +197,7 @@ def channel_to(address: str, authority: CertificateAuthority, client: Certificat
 async def spec(address: str, authority: CertificateAuthority, client: Certificate | None, namespace: str) -> str:
     """The code of GetMetricSpec."""
     async with channel_to(address, authority, client) as channel:
-        return (await _code(pb_grpc.ExternalScalerStub(channel).GetMetricSpec(ref(namespace), timeout=5))).name
+        return (await _code(pb_grpc.ExternalScalerStub(channel).GetMetricSpec(ref(namespace), timeout=30))).name
 
 
 async def test_client_certificates_speak_for_their_namespaces_only(

@@ -102,13 +102,13 @@ class Polls:
 
     async def desired(self) -> int:
         """The replicas that the HPA would make of the answer; the target is 1."""
-        spec = (await self._stub.GetMetricSpec(self._wanted, timeout=10)).metricSpecs[0]
+        spec = (await self._stub.GetMetricSpec(self._wanted, timeout=30)).metricSpecs[0]
         assert spec.targetSizeFloat == 1.0
         request = pb.GetMetricsRequest(scaledObjectRef=self._wanted, metricName=spec.metricName)
         while True:
-            before = (await self._stub.IsActive(self._wanted, timeout=10)).result
-            value = (await self._stub.GetMetrics(request, timeout=10)).metricValues[0].metricValueFloat
-            if (await self._stub.IsActive(self._wanted, timeout=10)).result == before:
+            before = (await self._stub.IsActive(self._wanted, timeout=30)).result
+            value = (await self._stub.GetMetrics(request, timeout=30)).metricValues[0].metricValueFloat
+            if (await self._stub.IsActive(self._wanted, timeout=30)).result == before:
                 break  # else it was decided anew between these calls
         assert before == (value >= 1)
         return round(float(value))
@@ -134,6 +134,16 @@ class Polls:
 
         await until(there, seconds=30)
         return answers[-1]
+
+
+def written(state: Path) -> int:
+    """The replicas of the last decision in the state folder; 0 where there is none yet."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{state / FILE_NAME}?mode=ro", uri=True)) as connection:
+            (desired,) = connection.execute("SELECT max(desired) FROM last").fetchone()
+    except sqlite3.OperationalError:  # the file, or its table, is on its way
+        return 0
+    return int(desired or 0)
 
 
 @contextlib.asynccontextmanager
@@ -162,7 +172,9 @@ async def test_killed_under_load_and_started_again_no_answer_is_too_low(tmp_path
         await polls.settled(4)
         await asyncio.to_thread(queue.take, MESSAGES)  # all are worked on: nothing waits any more
         await asyncio.sleep(2.5)  # more than commitSeconds
-        assert await polls.desired() >= MESSAGES
+        await polls.settled(MESSAGES)
+        if state is not None:
+            await until(lambda: written(state) >= MESSAGES)
         process.child.send_signal(signal.SIGKILL)
         process.child.wait()
     async with started(tmp_path, state, wanted) as (_, polls):
@@ -259,9 +271,15 @@ async def test_with_its_state_a_new_process_answers_while_the_queue_cannot_be_re
     wanted = ref(sqs, queue)
     wanted.scalerMetadata["holdSeconds"] = "120"
     async with started(tmp_path, tmp_path / "state", wanted) as (process, polls):
-        await polls.settled(4)
+        before = await polls.settled(4)
         await asyncio.sleep(2.5)  # more than commitSeconds
-        before = await polls.desired()
+
+        async def is_written() -> bool:
+            nonlocal before
+            before = await polls.desired()
+            return written(tmp_path / "state") == before
+
+        await until(is_written)
         process.child.send_signal(signal.SIGKILL)
         process.child.wait()
     await asyncio.to_thread(queue.delete)

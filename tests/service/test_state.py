@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -540,6 +541,7 @@ def test_a_folder_that_cannot_be_made_is_told_once_and_stops_nothing(tmp_path: P
             keep(state, count)
             time.sleep(0.05)
         assert state.restored(KEY, Counting()) is None
+        wait(lambda: state.failed_commits > 1)
     assert {log["event"] for log in logs} == {"state_unreadable", "state_not_written"}
     assert len(logs) == 2
     assert state.failed_commits > 1  # the alert asks for these
@@ -935,13 +937,15 @@ from scaler.state import StateFile
 from tests.service.test_state import KEY, Counting, decision, sample
 state = StateFile(Path(sys.argv[1]), StateSettings(commit_seconds=0.05, learned_seconds=0.05, max_megabytes=1))
 state.start()
-count = 0
+count = sure = marked = commits = 0
 while True:
+    if state.commits > commits + 1:
+        sure, marked, commits = marked, count, state.commits  # written since, also what was learned
     count += 1
     for number in range(50):
         state.keep((*KEY[:1], f"w{number}", *KEY[2:]), Counting(), decision=decision(count % 7 + 1),
                    state=(count, time.time()), sample=sample(float(count)), view=None)
-    print(count, flush=True)
+    print(count, sure, flush=True)
     time.sleep(0.002)
 """
 
@@ -955,18 +959,19 @@ def test_a_kill_at_any_moment_loses_the_last_moments_and_never_the_file(tmp_path
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert child.stdout is not None
-        child.stdout.readline()
+        while not re.fullmatch(rb"\d+ [1-9]\d*\n", child.stdout.readline()):
+            assert child.poll() is None  # and until something is sure to be written
         time.sleep(Random(10 * seed + round_number).uniform(0.3, 1.0))
         child.send_signal(signal.SIGKILL)
-        said = int(child.stdout.read().splitlines()[-1])
+        said, sure = map(int, child.stdout.read().splitlines()[-1].split())
         child.wait()
         child.stdout.close()
         with capture_logs() as logs, opened(tmp_path, times=Times(clock=0.0, wall=time.time())) as state:
             found = state.restored((*KEY[:1], "w7", *KEY[2:]), Counting())
         assert [log["event"] for log in logs] == ["state_restored"]
         assert found is not None
-        assert said - 400 < found.state[0] <= said + 1  # 0.05 s a commit, 0.002 s a round, and a slow machine
-        assert found.decision.at_seconds > -5.0
+        assert 0 < sure <= found.state[0] <= said + 1
+        assert found.decision.at_seconds > -60.0
 
 
 # --- the service ---

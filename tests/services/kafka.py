@@ -15,6 +15,7 @@ Resources without an access rule are open to everyone; a rule on a topic or a gr
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import os
@@ -30,7 +31,14 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.services import install
 from tests.services.certificates import CertificateAuthority
-from tests.services.process import LOOPBACK, ServerProcess, ServiceUnavailableError, free_port, scratch_folder
+from tests.services.process import (
+    LOOPBACK,
+    ServerProcess,
+    ServiceUnavailableError,
+    free_port,
+    scratch_folder,
+    wait_until,
+)
 from tests.services.tokens import TokenIssuer
 
 if TYPE_CHECKING:
@@ -74,6 +82,8 @@ class Kafka:
 
         `nodes`: the only replica of partition i is on node `nodes[i]`, which leads it for good. Without it the cluster
         places `partitions` of `replication` replicas as it likes: the first is on a node of its choice.
+
+        Returns once a broker tells of the topic: it takes it first, and knows it a moment later.
         """
         async with self._admin() as admin:
             placed = {"replica_assignments": {i: [node] for i, node in enumerate(nodes)}} if nodes is not None else {}
@@ -83,6 +93,9 @@ class Kafka:
             for _, code, message in answer.topic_errors:
                 if code:
                     raise RuntimeError(f"topic {name} was not created: error {code}: {message}")
+            async with asyncio.timeout(READY_SECONDS):
+                while any(told["error_code"] for told in await admin.describe_topics([name])):  # noqa: ASYNC110 - it is the broker's
+                    await asyncio.sleep(0.05)
 
     async def coordinators(self, groups: Iterable[str]) -> dict[str, int]:
         """The node that coordinates each group; a group need not exist to have one."""
@@ -138,6 +151,15 @@ class KafkaCluster(Kafka):
     def start(self, node: int = 1) -> None:
         """Start a node again, on its ports and its data; blocks until it answers (about 4 s)."""
         self.nodes[node].start()
+
+    def wait_whole(self) -> None:
+        """Wait until every node counts all of them: one that was away answers before it may lead a new partition."""
+        addresses = [address.rpartition(":") for address in self.listeners["PLAINTEXT"].split(",")]
+        wait_until(
+            lambda: all(broker_count(host, int(port)) == len(addresses) for host, _, port in addresses),
+            what="a cluster of all nodes",
+            timeout_seconds=READY_SECONDS,
+        )
 
     def pause(self, node: int = 1) -> None:
         """Freeze a node: connections stay open and nothing is answered."""

@@ -21,6 +21,8 @@ from scaler.sources.kafka.config import KafkaConfig, KafkaQuery
 from scaler.sources.kafka.lag import KafkaReading
 
 LOOPBACK_ALLOWED = AddressGuard(private_allowed=True)
+# Longer than a busy machine stands still: only what is about time-outs gives shorter ones.
+PATIENT_SECONDS = 20.0
 
 
 def configured(metadata: Mapping[str, str]) -> KafkaConfig:
@@ -34,8 +36,8 @@ def context(
     *,
     clock: Callable[[], float] = time.monotonic,
     guard: AddressGuard = LOOPBACK_ALLOWED,
-    read_timeout_seconds: float = 5.0,
-    connect_timeout_seconds: float = 5.0,
+    read_timeout_seconds: float = PATIENT_SECONDS,
+    connect_timeout_seconds: float = PATIENT_SECONDS,
     allow: Mapping[str, tuple[str, ...]] | None = None,
 ) -> SourceContext:
     return SourceContext(
@@ -81,7 +83,7 @@ class Reader:
         return SOURCE.sample(config, outcome, now_seconds=outcome.at_seconds, view=None)
 
     async def sample_soon(
-        self, metadata: Mapping[str, str], accept: Callable[[Sample], bool], timeout_seconds: float = 30.0
+        self, metadata: Mapping[str, str], accept: Callable[[Sample], bool], timeout_seconds: float = 60.0
     ) -> Sample:
         """The first sample that is accepted, reading twice a second; for what takes a broker a moment."""
         last: object = None
@@ -100,7 +102,7 @@ class Reader:
             raise AssertionError(f"not within {timeout_seconds} s; last seen: {last!r}") from None
 
     async def error_soon(
-        self, metadata: Mapping[str, str], kind: type[SourceError], timeout_seconds: float = 30.0
+        self, metadata: Mapping[str, str], kind: type[SourceError], timeout_seconds: float = 60.0
     ) -> SourceError:
         """The first error of this kind."""
         last: object = None

@@ -31,7 +31,7 @@ from tests.services.certificates import CertificateAuthority
 from tests.services.kafka import USERS, KafkaCluster
 from tests.services.process import LOOPBACK, unique
 from tests.services.tokens import serve_tokens
-from tests.sources.kafka.helpers import Reader, commit, configured, context, reader
+from tests.sources.kafka.helpers import PATIENT_SECONDS, Reader, commit, configured, context, reader
 
 PASSWORD = USERS["alice"]
 
@@ -64,7 +64,7 @@ async def let_in(cluster: KafkaCluster, listener: str, topic: str, said: Mapping
         "topic": topic,
         **said,
     }
-    async with reader(trigger, context(read_timeout_seconds=3, connect_timeout_seconds=3)) as source:
+    async with reader(trigger) as source:
         assert (await source.sample(trigger)).raw["partitions"] == 1.0
 
 
@@ -100,7 +100,7 @@ async def test_a_wrong_password_is_not_tried_again_at_once(kafka_cluster: KafkaC
         "topic": topic,
         **sasl("plaintext", password="wrong-password"),
     }
-    async with reader(trigger) as source:
+    async with reader(trigger, context(clock=Clock())) as source:  # no time passes, however busy the machine
         for _ in range(10):
             with pytest.raises(SourceDenied):
                 await source.sample(trigger)
@@ -234,9 +234,14 @@ async def test_an_expired_token_is_denied_by_the_broker(kafka_cluster: KafkaClus
     assert "OAUTHBEARER" in str(error)
 
 
-def tokens(url: str, guard: AddressGuard | None = None, clock: Clock | None = None) -> OAuthTokens:
+def tokens(
+    url: str,
+    guard: AddressGuard | None = None,
+    clock: Clock | None = None,
+    timeout_seconds: float = PATIENT_SECONDS,
+) -> OAuthTokens:
     config = configured({"bootstrapServers": "b:1", "consumerGroup": "g", "topic": "t", **oauth(url)})
-    where = context(read_timeout_seconds=1, clock=clock or Clock())
+    where = context(read_timeout_seconds=timeout_seconds, clock=clock or Clock())
     if guard is not None:
         where = replace(where, judge_address=guard.judge)
     provider = token_provider(config.endpoint.sasl, where)
@@ -307,10 +312,11 @@ async def test_an_endpoint_that_answers_oddly(answer: str | None, kind: type[Sou
 
     server = await asyncio.start_server(serve, LOOPBACK, 0)
     port = server.sockets[0].getsockname()[1]
+    patience = PATIENT_SECONDS if answer is not None else 1.0
     async with server:
         with pytest.raises(kind) as caught:
-            await tokens(f"http://{LOOPBACK}:{port}/token").token()
-        await asyncio.wait_for(done.wait(), 5)
+            await tokens(f"http://{LOOPBACK}:{port}/token", timeout_seconds=patience).token()
+        await asyncio.wait_for(done.wait(), 20)
     assert type(caught.value) is kind
     assert f"{port}" in str(caught.value)
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import pytest_asyncio
@@ -13,10 +14,15 @@ import pytest_asyncio
 from scaler.errors import SourceMissing, SourceTimeout, SourceUnavailable
 from scaler.sources.kafka.config import KafkaQuery
 from scaler.sources.kafka.lag import KafkaReading
-from tests.services.kafka import Kafka, KafkaCluster, start_kafka
-from tests.services.process import LOOPBACK, free_port, unique
+from tests.services.kafka import Kafka, KafkaCluster, broker_count, start_kafka
+from tests.services.process import LOOPBACK, free_port, unique, wait_until
 from tests.services.proxy import TcpProxy, tcp_proxy
 from tests.sources.kafka.helpers import Reader, commit, context, produce, reader
+
+pytestmark = pytest.mark.timeout(300)  # a node takes 4 s to start, and a minute on a machine that is busy
+
+# How long what hangs is waited for: longer than a busy machine stands still.
+HUNG_SECONDS = 6.0
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,9 @@ async def test_a_hung_broker_holds_up_only_what_needs_it(cluster: KafkaCluster) 
         await cluster.create_topic(topic, nodes=[node])
         await produce(cluster.bootstrap, topic, 3)
     trigger = {"bootstrapServers": cluster.bootstrap, "consumerGroup": "g"}
-    async with reader(trigger, context(read_timeout_seconds=3.0, connect_timeout_seconds=3.0)) as source:
+    async with reader(
+        trigger, context(read_timeout_seconds=HUNG_SECONDS, connect_timeout_seconds=HUNG_SECONDS)
+    ) as source:
         # The offsets topic is made on first use; its 5 partitions are spread over the three nodes.
         await all_readable(source, [KafkaQuery("g", (topics[1],), earliest=True)])
         coordinators = await cluster.coordinators(unique("group") for _ in range(200))
@@ -60,6 +68,10 @@ async def test_a_hung_broker_holds_up_only_what_needs_it(cluster: KafkaCluster) 
         at_seconds: dict[object, float] = {}
         await asyncio.to_thread(cluster.pause, hung)
         try:
+            # The system stops a process of many threads a moment later.
+            _, _, port = cluster.listeners["PLAINTEXT"].split(",")[hung - 1].rpartition(":")
+            silent = partial(wait_until, lambda: broker_count(LOOPBACK, int(port)) is None)
+            await asyncio.to_thread(silent, what="silence", timeout_seconds=30.0)
             started = time.monotonic()
             found: dict[object, object] = {}
 
@@ -68,13 +80,17 @@ async def test_a_hung_broker_holds_up_only_what_needs_it(cluster: KafkaCluster) 
                 at_seconds[query] = time.monotonic() - started
 
             await source.client.read(queries, deliver)
-            assert {query for query, outcome in found.items() if isinstance(outcome, KafkaReading)} == untouched
-            assert all(at_seconds[query] < 2.0 for query in untouched), at_seconds
-            bad = [outcome for query, outcome in found.items() if query not in untouched]
-            assert len(bad) == len(queries) - len(untouched)
+            read = {query for query, outcome in found.items() if isinstance(outcome, KafkaReading)}
+            assert read >= untouched
+            # After 6 s the cluster takes the node for dead and another coordinates its groups: they may be read, late.
+            assert not read & {*by_leader[hung]}
+            assert all(at_seconds[query] >= HUNG_SECONDS for query in read - untouched), at_seconds
+            assert all(at_seconds[query] < HUNG_SECONDS for query in untouched), at_seconds
+            bad = [outcome for query, outcome in found.items() if query not in read]
+            assert set(found) == set(queries)
             assert all(isinstance(outcome, SourceUnavailable) for outcome in bad)
             assert any(isinstance(outcome, SourceTimeout) for outcome in bad)
-            assert max(at_seconds.values()) < 13.0
+            assert max(at_seconds.values()) < 5 * HUNG_SECONDS
         finally:
             await asyncio.to_thread(cluster.resume, hung)
         await all_readable(source, queries)
@@ -83,15 +99,16 @@ async def test_a_hung_broker_holds_up_only_what_needs_it(cluster: KafkaCluster) 
 async def test_a_broker_restarts(cluster: KafkaCluster) -> None:
     """Node by node: some hold coordinators, some hold leaders; what is read afterwards is right."""
     topic, groups = unique("orders"), [unique("group") for _ in range(6)]
+    await asyncio.to_thread(cluster.wait_whole)
     await cluster.create_topic(topic, nodes=[1, 2, 3] * 2)  # a node that was away a moment ago would be left out
     for partition in range(6):
         await produce(cluster.bootstrap, topic, 2, partition=partition)
     for group in groups:
         await commit(cluster.bootstrap, group, {(topic, partition): 1 for partition in range(6)})
     triggers = [{"bootstrapServers": cluster.bootstrap, "consumerGroup": group, "topic": topic} for group in groups]
-    async with reader(triggers[0], context(read_timeout_seconds=2.0, connect_timeout_seconds=2.0)) as source:
-        for trigger in triggers:
-            assert (await source.sample(trigger)).metric_value == 6.0
+    async with reader(triggers[0], context(read_timeout_seconds=HUNG_SECONDS, connect_timeout_seconds=5.0)) as source:
+        for trigger in triggers:  # coordinators have come and gone: the first may be on its way
+            assert (await source.sample_soon(trigger, lambda _: True)).metric_value == 6.0
         await asyncio.to_thread(cluster.kill, 2)
         # Unreplicated partitions of the dead node have no leader: unknown, and never a smaller lag.
         error = await source.error_soon(triggers[0], SourceUnavailable)
@@ -111,9 +128,9 @@ async def test_leaders_and_coordinators_move(cluster: KafkaCluster) -> None:
     for group in groups:
         await commit(cluster.bootstrap, group, {(topic, partition): 1 for partition in range(6)})
     triggers = [{"bootstrapServers": cluster.bootstrap, "consumerGroup": group, "topic": topic} for group in groups]
-    async with reader(triggers[0], context(read_timeout_seconds=2.0, connect_timeout_seconds=2.0)) as source:
-        for trigger in triggers:
-            assert (await source.sample(trigger)).metric_value == 6.0
+    async with reader(triggers[0], context(read_timeout_seconds=HUNG_SECONDS, connect_timeout_seconds=5.0)) as source:
+        for trigger in triggers:  # coordinators have come and gone: the first may be on its way
+            assert (await source.sample_soon(trigger, lambda _: True)).metric_value == 6.0
         await asyncio.to_thread(cluster.stop, 3)
         try:
             # In order: leaders are handed over first, so that replicated partitions stay readable.
@@ -127,6 +144,7 @@ async def test_leaders_and_coordinators_move(cluster: KafkaCluster) -> None:
 
 async def test_three_brokers_cost_a_connection_each_and_few_requests(cluster: KafkaCluster) -> None:
     topic = unique("orders")
+    await asyncio.to_thread(cluster.wait_whole)
     await cluster.create_topic(topic, nodes=[1, 2, 3] * 4)
     queries = [KafkaQuery(unique("group"), (topic,), earliest=False) for _ in range(300)]
     async with reader({"bootstrapServers": cluster.bootstrap, "consumerGroup": "g"}) as source:
@@ -210,14 +228,14 @@ async def test_half_open_reset_and_refused_connections(proxied: tuple[TcpProxy, 
     await produce(proxy.address, topic, 3)
     await commit(proxy.address, group, {(topic, 0): 1})
     trigger = {"bootstrapServers": proxy.address, "consumerGroup": group, "topic": topic}
-    quick = context(read_timeout_seconds=1.0, connect_timeout_seconds=1.0)
-    async with reader(trigger, quick) as source:
+    hung = context(read_timeout_seconds=HUNG_SECONDS, connect_timeout_seconds=HUNG_SECONDS)
+    async with reader(trigger, hung) as source:
         assert (await source.sample(trigger)).metric_value == 2.0
         proxy.pause()
         started = time.monotonic()
-        with pytest.raises(SourceTimeout, match="did not answer within 1 s"):
+        with pytest.raises(SourceTimeout, match=f"did not answer within {HUNG_SECONDS:g} s"):
             await source.sample(trigger)
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 5 * HUNG_SECONDS
         proxy.resume()
         assert (await source.sample_soon(trigger, lambda _: True)).metric_value == 2.0
         # A connection that was reset while idle costs a new one, and not a reading.
@@ -275,6 +293,6 @@ async def test_what_listens_is_no_broker(said: bytes, expected: str) -> None:
     server = await asyncio.start_server(serve, LOOPBACK, 0)
     port = server.sockets[0].getsockname()[1]
     trigger = {"bootstrapServers": f"{LOOPBACK}:{port}", "consumerGroup": "g", "topic": "t"}
-    async with server, reader(trigger, context(read_timeout_seconds=2, connect_timeout_seconds=2)) as source:
+    async with server, reader(trigger, context()) as source:
         with pytest.raises(SourceUnavailable, match=expected):
             await source.sample(trigger)

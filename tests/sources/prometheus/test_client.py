@@ -387,7 +387,7 @@ async def test_a_server_that_never_answers_costs_its_time_and_frees_the_thread()
             (found,) = await outcomes(client, Question(text="up"))
             assert isinstance(found, SourceTimeout)
             assert "0.3 s" in str(found)
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 10
             await until(lambda: not client._busy)
 
 
@@ -417,22 +417,23 @@ async def test_a_server_that_drips_is_cut_at_the_deadline(silent: str) -> None:
         found = local(port, scheme="https" if silent == "handshake" else "http")
         started = time.monotonic()
         # Within this, on a busy machine too, the client has made its TLS context and connected.
-        async with open_client(found, context(read_timeout_seconds=1.5)) as client:
+        async with open_client(found, context(read_timeout_seconds=3.0)) as client:
             (outcome,) = await outcomes(client, Question(text="up"))
             assert isinstance(outcome, SourceTimeout), outcome
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 15
             await until(lambda: not client._busy)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await gone.wait()
 
 
 async def test_a_hung_server_says_that_its_threads_are_taken_and_starves_no_other() -> None:
     with hung_server() as port, answering_server() as server:
         async with (
-            open_client(local(port), context(read_timeout_seconds=2.5)) as hung,
+            open_client(local(port), context()) as hung,
             open_client(local(server.port), context()) as fine,
         ):
-            questions = [Question(text=f"q{n}") for n in range(client_module.THREADS)]
+            # They hang for longer than a busy machine stands still, and the others give up meanwhile.
+            questions = [Question(text=f"q{n}", timeout_seconds=6.0) for n in range(client_module.THREADS)]
             stuck = asyncio.create_task(outcomes(hung, *questions))
             await until(lambda: len(hung._busy) == client_module.THREADS)
             waiting = [Question(text=f"late{n}", timeout_seconds=0.5) for n in range(50)]
@@ -443,7 +444,7 @@ async def test_a_hung_server_says_that_its_threads_are_taken_and_starves_no_othe
                 assert isinstance(found, SourceTimeout)
                 assert f"none of the {client_module.THREADS} threads that ask it was free" in str(found)
             assert all(isinstance(found, SourceTimeout) for found in await stuck)
-            (again,) = await outcomes(hung, Question(text="again"))
+            (again,) = await outcomes(hung, Question(text="again", timeout_seconds=2.0))
             assert "no answer within" in str(again)
 
 
@@ -688,7 +689,7 @@ async def test_a_query_that_was_built_here_needs_no_matchers() -> None:
     assert isinstance(outcome, Answer)
 
 
-async def until(true: Any, *, seconds: float = 5.0) -> None:
+async def until(true: Any, *, seconds: float = 30.0) -> None:
     """Wait for something that other threads do."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -13,9 +13,10 @@ import aiormq
 import pytest
 from aiormq.abc import AbstractChannel, AbstractConnection
 
+from scaler.errors import SourceError
 from tests.services.rabbitmq import RabbitMQ
 
-DEADLINE_SECONDS = 25.0
+DEADLINE_SECONDS = 60.0
 
 
 @dataclass
@@ -77,11 +78,15 @@ async def take(connection: AbstractConnection, queue: str, count: int) -> Abstra
 async def until(
     find: Callable[[], Awaitable[Any]], good: Callable[[Any], bool], *, seconds: float = DEADLINE_SECONDS
 ) -> Any:
-    """Poll until what is found is good, since RabbitMQ's statistics lag; the last finding fails the test."""
+    """Poll until what is found is good, since RabbitMQ's statistics lag; the last finding, or error, fails the test."""
     give_up_at = time.monotonic() + seconds
     while True:
-        found = await find()
-        if good(found):
-            return found
+        try:
+            found = await find()
+        except SourceError as err:
+            found = err
+        else:
+            if good(found):
+                return found
         assert time.monotonic() < give_up_at, f"still {found!r}"
         await asyncio.sleep(0.2)

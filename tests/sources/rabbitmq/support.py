@@ -17,6 +17,8 @@ from scaler.sources.rabbitmq import SOURCE
 from scaler.sources.rabbitmq.config import RabbitConfig
 from scaler.sources.rabbitmq.reading import Reading
 
+PATIENT_SECONDS = 20.0
+
 
 def config_of(metadata: Mapping[str, str], fixed: Mapping[str, str | Secret] | None = None) -> RabbitConfig:
     """The configuration of `metadata`. Raises TriggerInvalid with every problem."""
@@ -28,12 +30,14 @@ def config_of(metadata: Mapping[str, str], fixed: Mapping[str, str | Secret] | N
 
 
 def context_of(**options: Any) -> SourceContext:
-    """A context that lets tests reach loopback."""
+    """A context that lets tests reach loopback, and that is patient: a busy machine stands still for seconds."""
     guard = AddressGuard(private_allowed=options.pop("private_allowed", True))
     return SourceContext(
         clock=options.pop("clock", time.monotonic),
         check_address=guard.check,
         judge_address=guard.judge,
+        read_timeout_seconds=options.pop("read_timeout_seconds", PATIENT_SECONDS),
+        connect_timeout_seconds=options.pop("connect_timeout_seconds", PATIENT_SECONDS),
         **options,
     )
 

