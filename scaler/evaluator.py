@@ -497,7 +497,11 @@ class Evaluator:
         view = workload.scaled_object.view_at(now)
         if view is None and memory.sample is not None and isinstance(trigger.policy, Believing):
             view = trigger.policy.believed(memory.state, last, memory.sample, trigger.goals, now_seconds=now)
-        ready, starting = (last.desired_replicas, ()) if view is None else (view.ready, view.starting_at_seconds)
+        ready = last.desired_replicas
+        starting: tuple[float, ...] = ()
+        if view is not None:  # what the demand has asked for and the HPA has not made yet is no task of the pool
+            ready, starting = view.ready, view.starting_at_seconds
+            starting += (now,) * max(last.desired_replicas - view.alive, 0)
         goals = trigger.goals
         if memory.sample is not None and len(workload.scaled_object.workloads) == 1:
             most = most_useful(memory.sample, goals)

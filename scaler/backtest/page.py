@@ -42,7 +42,10 @@ CHOSEN = (
     "On what the constants of `slo` were chosen: its price, its levels and how many start for a queue over generated "
     "patterns only, none of these traces (commits da1179d, cbeb9c1, b9c752b, 01a4433, 08c9a6c, 682d977, 03e374a); "
     "where to look, a former version of this page told. What is older (how unevenness and what waits are looked at, "
-    "`LEAST_GAIN`) was tried on three of them, sparse, code and conversation, so their cells are not wholly blind."
+    "`LEAST_GAIN`) was tried on three of them, sparse, code and conversation, so their cells are not wholly "
+    "blind. That levels are not kept for longer than those below them was found on a generated flash crowd; of "
+    "four ways to do so the one was taken that is never much dearer on generated patterns, after a look at the "
+    "same three, on which another is cheaper (docs/decisions.md, 60)."
 )
 UNCOUNTED = (
     "Ours is judged with a source that counts exactly what arrives and is done. Two lines are of sources that don't: "

@@ -244,6 +244,7 @@ def matrix(
 ) -> None:
     """Run every trace, cold start and promise against tuned KEDA and others; write results.md with tables and plots."""
     from scaler.backtest import page, report  # noqa: PLC0415 - heavy imports only where the verb runs
+    from scaler.backtest.cases import Case, cached_trace, scored_from_seconds  # noqa: PLC0415 - as above
     from scaler.backtest.folders import prepared, written  # noqa: PLC0415 - as above
     from scaler.backtest.matrix import PARTS, Matrix, Plan, Runs  # noqa: PLC0415 - as above
     from scaler.backtest.traces import known_traces, short_traces  # noqa: PLC0415 - as above
@@ -265,6 +266,15 @@ def matrix(
     )
     if small:
         plan = plan.small()
+    for name in trace or ():
+        case = Case(trace=name, cold_start_seconds=max(plan.cold_starts_seconds), scaler="slo")
+        requests = cached_trace(case.trace, case.service_seconds, case.days)
+        settles_seconds = scored_from_seconds(case)
+        if not any(one.at_seconds >= settles_seconds and one.service_seconds > 0 for one in requests):
+            raise PilotlightError(
+                f'--trace "{name}": no request of it is scored: the first {settles_seconds:g} s are run to settle; '
+                "use a longer trace, of requests that take some time"
+            )
     began_at = time.monotonic()
     with _bar() as progress:
         task = progress.add_task("matrix", total=None)

@@ -5,6 +5,10 @@ idle before they were used again: 1, 2, 3-4, 5-8, ... A gap costs its length if 
 what a replica costs to miss if it is not: each group of levels is kept for as long as would have been cheapest
 over its own gaps. Before there are gaps it is the break-even itself, which never costs more than twice the best
 (ski rental: Karlin et al. 1988).
+
+Who keeps the 33rd replica keeps the 32 below it, too. So where a group would be kept for longer than the one below it,
+the cheapest is one time for both, over the gaps of all their replicas (pool adjacent violators: Ayer et al. 1955). The
+last replica is apart: whether to go to zero is asked when nothing else is left.
 """
 
 from __future__ import annotations
@@ -53,6 +57,11 @@ def group_of(level: int) -> int:
     return min((level - 1).bit_length(), GROUPS - 1)
 
 
+def highest_of(used: tuple[tuple[int, float], ...]) -> int:
+    """The highest level that was ever in use; 0: none was."""
+    return used[0][0] if used else 0
+
+
 def in_use(
     known: Holds, using: int, *, letting_go: tuple[float, ...], shortest_seconds: float, now_seconds: float
 ) -> Holds:
@@ -73,8 +82,8 @@ def in_use(
             higher -= 1
         used = (*used[:higher], (using, now_seconds))
     timeouts, timeouts_for = known.timeouts_seconds, known.timeouts_for
-    if learned or not timeouts or moved(timeouts_for, letting_go):
-        timeouts, timeouts_for = timeouts_of(gaps, letting_go), letting_go
+    if learned or not timeouts or highest_of(used) > highest_of(known.used) or moved(timeouts_for, letting_go):
+        timeouts, timeouts_for = timeouts_of(gaps, letting_go, highest=highest_of(used)), letting_go
     return Holds(used, gaps, timeouts, timeouts_for)
 
 
@@ -113,26 +122,88 @@ def held(
     return 0, math.inf
 
 
-def timeouts_of(gaps: tuple[tuple[float, ...], ...], letting_go: tuple[float, ...]) -> tuple[float, ...]:
-    """How long each group is kept idle: the cheapest over its own gaps, near the break-even while they are few."""
-    timeouts = []
-    for row, cost_of_one in zip(gaps, letting_go, strict=True):
-        total = sum(row)
-        if total == 0:
-            timeouts.append(_worth_keeping(cost_of_one))
-            continue
-        best_cost, best_seconds = cost_of_one * total, 0.0
-        kept_cost, left = 0.0, total
-        for count, middle_seconds, edge_seconds in zip(row, _MIDDLES, _EDGES, strict=False):  # but the longest
+@value_class(frozen=True, slots=True)
+class _Pool:
+    """Groups that are kept for the same time: the gaps of all their replicas, and what letting go costs after each.
+
+    `first_weight` and `first_cost` are of the break-even that is used before any gap, as if that were gaps.
+    """
+
+    groups: int
+    counts: tuple[float, ...]
+    costs: tuple[float, ...]
+    first_weight: float
+    first_cost: float
+
+    def joined(self, other: _Pool) -> _Pool:
+        """Both, kept for the same time."""
+        return _Pool(
+            self.groups + other.groups,
+            tuple([one + more for one, more in zip(self.counts, other.counts, strict=True)]),
+            tuple([one + more for one, more in zip(self.costs, other.costs, strict=True)]),
+            self.first_weight + other.first_weight,
+            self.first_cost + other.first_cost,
+        )
+
+    def cheapest_seconds(self) -> float:
+        """The cheapest time over these gaps, near the break-even while they are few."""
+        total = sum(self.counts)
+        if total == 0.0:
+            return self.first_cost / self.first_weight
+        best_cost = left_cost = sum(self.costs)
+        best_seconds, kept_cost, left = 0.0, 0.0, total
+        for count, cost, middle_seconds, edge_seconds in zip(
+            self.counts, self.costs, _MIDDLES, _EDGES, strict=False
+        ):  # but the longest
             kept_cost += count * middle_seconds
             left -= count
-            cost = kept_cost + left * (edge_seconds + cost_of_one)
-            if cost < best_cost:
-                best_cost, best_seconds = cost, edge_seconds
-            if left == 0:
+            left_cost -= cost
+            now_cost = kept_cost + left * edge_seconds + left_cost
+            if now_cost < best_cost:
+                best_cost, best_seconds = now_cost, edge_seconds
+            if left <= 1e-9 * total:
                 break  # no gap was longer
-        timeouts.append(_worth_keeping((TRUSTED * cost_of_one + total * best_seconds) / (TRUSTED + total)))
-    return tuple(timeouts)
+        return (self.first_cost + total * best_seconds) / (self.first_weight + total)
+
+
+def timeouts_of(
+    gaps: tuple[tuple[float, ...], ...], letting_go: tuple[float, ...], *, highest: int
+) -> tuple[float, ...]:
+    """How long each group is kept idle. `highest`: the highest level that was ever in use, 0 where none was.
+
+    From the second group on none is kept for longer than the one below it.
+    """
+    first_seconds = _pool(gaps[0], letting_go[0], 1).cheapest_seconds()
+    pools: list[_Pool] = []
+    times: list[float] = []  # falling
+    for group in range(1, GROUPS):
+        below = 1 << (group - 1)
+        levels = highest - below if group == GROUPS - 1 else min(highest - below, below)
+        if levels <= 0:  # nobody knows how long its gaps are
+            break
+        pool = _pool(gaps[group], letting_go[group], levels)
+        seconds = pool.cheapest_seconds()
+        while times and seconds > times[-1]:
+            pool = pools.pop().joined(pool)
+            times.pop()
+            seconds = pool.cheapest_seconds()
+        pools.append(pool)
+        times.append(seconds)
+    timeouts = [first_seconds]
+    for pool, seconds in zip(pools, times, strict=True):
+        timeouts += [seconds] * pool.groups
+    for group in range(len(timeouts), GROUPS):
+        seconds = _pool(gaps[group], letting_go[group], 1).cheapest_seconds()
+        timeouts.append(seconds if group == 1 else min(seconds, timeouts[-1]))
+    return tuple([_worth_keeping(seconds) for seconds in timeouts])
+
+
+def _pool(row: tuple[float, ...], cost_of_one: float, levels: int) -> _Pool:
+    """One group, of which so many levels were ever in use."""
+    counts = tuple([count * levels for count in row])
+    return _Pool(
+        1, counts, tuple([count * cost_of_one for count in counts]), TRUSTED * levels, TRUSTED * levels * cost_of_one
+    )
 
 
 def _worth_keeping(timeout_seconds: float) -> float:

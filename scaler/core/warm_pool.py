@@ -24,6 +24,7 @@ from scaler.core.model import Goals, Step
 from scaler.core.replicas import remaining_seconds
 
 _HOUR_SECONDS = 3_600.0
+_SHORTEST_SECONDS = 1.0  # that a hint is valid for: who asks anew when it ends need not ask more often
 # Above this many expected requests the sum of the distribution would take longer than a decision may: how far the
 # quantile is from the mean grows with the deviation from there on.
 _MOST_SUMMED = 300.0
@@ -151,7 +152,10 @@ def _rate(known: Estimates, now_seconds: float, lead_seconds: float) -> float:
 
 
 def _valid_seconds(known: Estimates, now_seconds: float, lead_seconds: float) -> float:
-    """Until the hour turns where the profile carries the hint, but at least one lead time."""
+    """Until the hour turns where the profile carries the hint, be it now or one lead time ahead; else one lead time."""
     if known.hours.rate_per_second(now_seconds) is None:
         return lead_seconds
-    return max(_HOUR_SECONDS - now_seconds % _HOUR_SECONDS, lead_seconds)
+    turns_seconds = min(
+        _HOUR_SECONDS - at_seconds % _HOUR_SECONDS for at_seconds in (now_seconds, now_seconds + lead_seconds)
+    )
+    return max(turns_seconds, _SHORTEST_SECONDS)

@@ -34,7 +34,7 @@ from scaler.core.cold_starts import P95_DEVIATIONS
 from scaler.core.decide import Proposal, Situation
 from scaler.core.doubts import Doubt, doubted, loaded_doubt, never_served, undone
 from scaler.core.estimate import NOTHING_KNOWN, Estimates, dumped, loaded, rested, updated
-from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, in_use, reloaded, timeouts_of
+from scaler.core.holds import MIDDLES, NOTHING_HELD, Holds, held, highest_of, in_use, reloaded, timeouts_of
 from scaler.core.model import Decision, Goals, ReplicaView, Sample, Step
 from scaler.core.replicas import most_useful, remaining_seconds
 from scaler.core.surprises import Surprises
@@ -195,7 +195,7 @@ class Slo:
         timeouts_seconds = holds.timeouts_seconds
         if not idle or level > 0 or not timeouts_seconds:  # how long each is kept is settled when it was used
             letting_go = _letting_go(before.long.value / start.speed, start, price)
-            timeouts_seconds = timeouts_seconds or timeouts_of(holds.gaps, letting_go)
+            timeouts_seconds = timeouts_seconds or timeouts_of(holds.gaps, letting_go, highest=highest_of(holds.used))
             holds = in_use(
                 holds,
                 min(level, goals.max_replicas),

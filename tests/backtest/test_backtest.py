@@ -549,6 +549,18 @@ def test_what_is_said_of_a_pattern_has_no_effect_on_a_trace_and_that_is_told(
     assert (said or "").format(file=trace_file) in done.stderr
 
 
+@pytest.mark.parametrize("rows", [b"5,2\n", b"5,0\n9000,0\n"], ids=["over too soon", "no work"])
+def test_a_matrix_of_a_trace_of_which_nothing_is_scored_is_refused_before_anything_runs(
+    rows: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "one.csv"
+    path.write_bytes(HEADER + rows)
+    words = ["backtest", "matrix", "--trace", str(path), "--out", str(tmp_path), "--docs", str(tmp_path)]
+    done = CliRunner().invoke(build_app(), words)
+    assert isinstance(done.exception, PilotlightError)
+    assert "no request of it is scored: the first 600 s are run to settle" in str(done.exception)
+
+
 WRITING = [
     ["backtest", "--trace", "flash", "--out"],
     ["backtest", "matrix", "--docs", "{good}", "--out"],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scaler.core.estimate import Estimates
 from scaler.core.hours import HOURS, Hours
 from scaler.core.model import Goals
-from scaler.core.warm_pool import demand_quantile, warm_hint
+from scaler.core.warm_pool import WarmHint, demand_quantile, warm_hint
 from scaler.core.window import Smoothed
 
 GOALS = Goals(target_value=1.0, wait_seconds=10.0, attainment=0.95, service_seconds=5.0, cold_start_seconds=60.0)
@@ -106,7 +106,21 @@ def test_the_usual_hour_ahead_is_prepared_for() -> None:
     assert warm_hint(known(0.0, hours=Hours(profile=profile)), GOALS, ready=0, now_seconds=nine - 30).replicas >= 1
     hint = warm_hint(known(0.0, hours=Hours(profile=profile)), GOALS, ready=0, now_seconds=nine + 600)
     assert hint.replicas >= 1
-    assert hint.valid_seconds == pytest.approx(3000.0)
+    assert hint.valid_seconds == pytest.approx(3000.0 - hint.lead_time_seconds)  # then ten is one lead time ahead
+
+
+@pytest.mark.parametrize("before_nine_seconds", [1800.0, 400.0, 90.0, 70.0, 61.0, 30.0, 0.5])
+def test_a_hint_is_valid_no_longer_than_until_the_hour_ahead_makes_it_another(before_nine_seconds: float) -> None:
+    quiet, busy = (0.0, 3.0), (1.0, 3.0)
+    hours = Hours(profile=tuple(busy if hour == 9 else quiet for hour in range(HOURS)))
+    now_seconds = 9 * 3600.0 - before_nine_seconds
+
+    def hint_in(seconds: float) -> WarmHint:
+        return warm_hint(known(0.0, hours=hours), GOALS, ready=0, now_seconds=now_seconds + seconds)
+
+    hint = hint_in(0.0)
+    assert hint.valid_seconds >= 1.0
+    assert hint_in(max(hint.valid_seconds - 1.0, 0.0)).replicas == hint.replicas
 
 
 @given(rate=st.floats(0.0, 50.0), ready=st.integers(0, 50), more=st.integers(1, 20))

@@ -751,6 +751,24 @@ def test_what_was_just_asked_for_is_not_told_as_ready() -> None:
     assert f" {decision.desired_replicas} that serve and " in hint.reason
 
 
+@pytest.mark.parametrize("is_seen", [True, False], ids=["replicas are reported", "nobody sees them"])
+def test_the_pool_does_not_ask_for_what_the_demand_has_asked_for(*, is_seen: bool) -> None:
+    """Until the HPA has synced the reports show none of it; each burst asked for a pool as well."""
+    bench = Bench()
+    workload, beside = queue(bench, "jobs", waitSeconds="60", serviceSeconds="20", coldStartSeconds="60"), pool(bench)
+    desired = pooled = 0
+    for look in range(20):
+        if is_seen:
+            there = (bench.clock.now,) * (desired if look >= 15 else min(desired, 1))  # the first is KEDA's
+            bench.evaluator.report(
+                "team-a", "llama", ReplicaView(at_seconds=bench.clock.now, ready=0, starting_at_seconds=there)
+            )
+        desired = read_queue(bench, workload, 40 if look >= 3 else 0).desired_replicas
+        pooled = max(pooled, bench.read(beside, 0.0, after=0.0).desired_replicas)
+    assert desired >= 10
+    assert pooled == 0
+
+
 def test_a_dry_run_over_replicas_that_serve_already_learns_no_cold_start() -> None:
     bench = Bench()
     workload = queue(bench, "jobs", dryRun="true", coldStartSeconds="120")
