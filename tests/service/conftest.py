@@ -15,8 +15,7 @@ from scaler.__main__ import Serving, serve
 from scaler.plugins import sources
 from scaler.settings import LimitSettings, ReadingSettings, ServerSettings, Settings, TelemetrySettings
 from tests.service.scripted import SOURCE, World, worlds
-
-PATIENT_SECONDS = 20.0
+from tests.services.process import PATIENT_SECONDS
 
 
 @dataclass

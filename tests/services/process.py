@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 LOOPBACK = "127.0.0.1"
+# Longer than a busy machine stands still: only what is about time-outs gives shorter ones.
+PATIENT_SECONDS = 20.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("PILOTLIGHT_SERVICES_CACHE", REPOSITORY / "build" / "services"))
 OPEN_FILES = 65_536  # the Erlang VM sizes its tables by this limit; container defaults of 10**9 would cost gigabytes

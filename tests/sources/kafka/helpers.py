@@ -19,10 +19,9 @@ from scaler.sources.kafka import SOURCE
 from scaler.sources.kafka.client import KafkaClient
 from scaler.sources.kafka.config import KafkaConfig, KafkaQuery
 from scaler.sources.kafka.lag import KafkaReading
+from tests.services.process import PATIENT_SECONDS
 
 LOOPBACK_ALLOWED = AddressGuard(private_allowed=True)
-# Longer than a busy machine stands still: only what is about time-outs gives shorter ones.
-PATIENT_SECONDS = 20.0
 
 
 def configured(metadata: Mapping[str, str]) -> KafkaConfig:

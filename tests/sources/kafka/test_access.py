@@ -29,9 +29,9 @@ from scaler.sources.kafka.client import KafkaClient
 from scaler.sources.kafka.tokens import MskTokens, OAuthTokens, token_provider
 from tests.services.certificates import CertificateAuthority
 from tests.services.kafka import USERS, KafkaCluster
-from tests.services.process import LOOPBACK, unique
+from tests.services.process import LOOPBACK, PATIENT_SECONDS, unique
 from tests.services.tokens import serve_tokens
-from tests.sources.kafka.helpers import PATIENT_SECONDS, Reader, commit, configured, context, reader
+from tests.sources.kafka.helpers import Reader, commit, configured, context, reader
 
 PASSWORD = USERS["alice"]
 

@@ -19,13 +19,11 @@ from scaler.settings import Settings
 from scaler.source import SourceContext
 from scaler.sources.prometheus import PrometheusConfig
 from scaler.trigger import Trigger, parse_trigger
+from tests.services.process import PATIENT_SECONDS
 
 ONE = json.dumps(
     {"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value": [1700000000, "2.5"]}]}}
 ).encode()
-
-# Longer than a busy machine stands still: only what is about time-outs gives shorter ones.
-PATIENT_SECONDS = 20.0
 
 
 @dataclass

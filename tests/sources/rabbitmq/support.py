@@ -16,8 +16,7 @@ from scaler.source import Client, SourceContext
 from scaler.sources.rabbitmq import SOURCE
 from scaler.sources.rabbitmq.config import RabbitConfig
 from scaler.sources.rabbitmq.reading import Reading
-
-PATIENT_SECONDS = 20.0
+from tests.services.process import PATIENT_SECONDS
 
 
 def config_of(metadata: Mapping[str, str], fixed: Mapping[str, str | Secret] | None = None) -> RabbitConfig:
